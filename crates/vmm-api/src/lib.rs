@@ -1,0 +1,17 @@
+//! The contract of a machine process, `ec2vmm-vmm`: what it is given at birth ([`MachineConfig`]),
+//! what it reports while it lives ([`Event`]), what its control socket answers ([`control`]), and
+//! what its exit status means ([`Exit`]).
+//!
+//! Plain serde types. This crate never acts: no descriptor is opened, no file read here.
+
+pub mod config;
+pub mod control;
+pub mod event;
+pub mod exit;
+
+pub use config::MachineConfig;
+pub use event::Event;
+pub use exit::{Exit, Failure, FailureKind};
+
+/// Version of everything in this crate. A machine process refuses a configuration of another version.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,4 @@
+//! One process, one machine: memory, KVM, vCPUs, boot, ACPI, SMBIOS, control socket.
+//!
+//! It opens no path: all that it uses comes in as an open descriptor, named in a
+//! [`ec2vmm_vmm_api::MachineConfig`]. No Tokio, no async; one event loop and a thread per vCPU.
