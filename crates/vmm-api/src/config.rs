@@ -15,6 +15,8 @@ pub type Fd = i32;
 pub struct MachineConfig {
     /// [`crate::VERSION`] of the writer.
     pub version: u32,
+    /// `/dev/kvm`, open for reading and writing.
+    pub kvm: Fd,
     /// What the machine says of itself by SMBIOS.
     pub identity: Identity,
     /// vCPUs, 1 to 64.
