@@ -1,9 +1,13 @@
 //! virtio 1.2: devices and the queues that they serve.
 
+pub mod again;
 pub mod config_space;
 pub mod device;
 pub mod queue;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
+pub use again::Again;
 pub use config_space::ConfigSpace;
 pub use device::{Identity, VirtioDevice, Wake};
 pub use queue::{GuestFault, Interrupt, VirtQueue};
