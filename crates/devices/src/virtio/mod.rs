@@ -1,6 +1,8 @@
 //! virtio 1.2: devices and the queues that they serve.
 
 pub mod again;
+pub mod block;
+pub mod buffers;
 pub mod config_space;
 pub mod device;
 pub mod queue;
@@ -8,6 +10,7 @@ pub mod queue;
 pub mod testing;
 
 pub use again::Again;
+pub use buffers::Buffers;
 pub use config_space::ConfigSpace;
 pub use device::{Identity, VirtioDevice, Wake};
 pub use queue::{GuestFault, Interrupt, VirtQueue};

@@ -1,0 +1,418 @@
+//! virtio-block (virtio 1.2 section 5.2): sectors of a disk that a [`Backend`] serves.
+//!
+//! The device takes requests apart, hands them to the backend and completes them in the order in which
+//! the backend ends them; it never waits for a disk but in [`VirtioDevice::reset`].
+//!
+//! Limits: 256 descriptors a queue, as many requests under way; 253 pieces of data a request, of any
+//! size; one range of at most 2 GiB a discard or write-zeroes. A disk's size is rounded down to whole
+//! sectors of 512 bytes. The cache mode is not the driver's to change: a driver that takes FLUSH gets
+//! write-back, one that does not gets every write made durable before it completes.
+//!
+//! Invariant: every chain that has room for a status gets one, and is given back once.
+
+mod backend;
+mod limits;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
+};
+
+use virtio_bindings::{
+    virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES},
+    virtio_ids::VIRTIO_ID_BLOCK,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+pub use self::backend::{Backend, Completion, Operation, Request};
+use self::{
+    limits::Limits,
+    request::{Parsed, Status, Work},
+};
+use super::{Again, Buffers, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+use crate::Memory;
+
+/// A disk on the virtio bus.
+pub struct Block<B> {
+    backend: B,
+    limits: Limits,
+    serial: [u8; ID_LEN],
+    config: Arc<ConfigSpace>,
+    /// Written when a wake ends with work left, so that others get their turn.
+    again: Again,
+    counters: Counters,
+    state: State,
+}
+
+/// What a disk is besides its content.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the driver reads as the serial number: at most 20 bytes.
+    pub serial: String,
+    /// Whether writing is refused.
+    pub read_only: bool,
+    /// How many queues the driver may use, 1 to 64.
+    pub queues: u16,
+}
+
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// [`Options::serial`] is too long.
+    #[error("the serial number {0:?} is longer than 20 bytes")]
+    Serial(String),
+    /// [`Options::queues`] is out of range.
+    #[error("{0} queues: between 1 and 64 are possible")]
+    Queues(u16),
+    /// The kernel gives no event descriptor.
+    #[error("cannot make an event descriptor")]
+    Event(#[source] io::Error),
+}
+
+/// All that a reset clears.
+#[derive(Default)]
+struct State {
+    queues: Vec<VirtQueue>,
+    /// The driver did not take FLUSH, so a write is durable when it completes.
+    write_through: bool,
+    /// A flush that follows a write waits to be submitted.
+    flush_enqueued: bool,
+    /// By token.
+    under_way: Vec<Option<UnderWay>>,
+    free_tokens: Vec<u16>,
+    spare: Vec<Buffers>,
+}
+
+/// A request that the backend has.
+#[derive(Clone, Copy)]
+struct UnderWay {
+    queue: u16,
+    head: u16,
+    status: GuestAddress,
+    kind: Kind,
+    bytes: u64,
+    /// A flush comes before the answer.
+    flush_after: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+#[derive(Default)]
+struct Counters {
+    reads: u64,
+    read_bytes: u64,
+    writes: u64,
+    write_bytes: u64,
+    flushes: u64,
+    discards: u64,
+    write_zeroes: u64,
+    /// Failed by the disk.
+    errors: u64,
+    /// Refused: they made no sense.
+    refused: u64,
+}
+
+impl<B: Backend> Block<B> {
+    /// A disk on `backend`.
+    ///
+    /// # Errors
+    /// An option is out of range, or the kernel has no event descriptor left.
+    pub fn new(backend: B, options: &Options) -> Result<Self, Error> {
+        let Options { serial, read_only, queues } = options;
+        if !(1..=QUEUES_MAX).contains(queues) {
+            return Err(Error::Queues(*queues));
+        }
+        let mut id = [0; ID_LEN];
+        let Some(room) = id.get_mut(..serial.len()) else { return Err(Error::Serial(serial.clone())) };
+        room.copy_from_slice(serial.as_bytes());
+        let limits = Limits::new(backend.capacity(), backend.discard_granularity(), *read_only, *queues);
+        Ok(Self {
+            config: Arc::new(ConfigSpace::read_only(limits.config())),
+            again: Again::new().map_err(Error::Event)?,
+            counters: Counters::default(),
+            state: State::default(),
+            serial: id,
+            backend,
+            limits,
+        })
+    }
+
+    /// Take what the driver has put into a queue, as far as the bounds of one wake go.
+    fn serve(&mut self, index: usize) -> Result<(), GuestFault> {
+        let Some(queue) = self.state.queues.get_mut(index) else { return Ok(()) };
+        if !queue.is_ready() {
+            return Ok(());
+        }
+        let mut budget = CHAINS_PER_WAKE;
+        let mut answered = false;
+        loop {
+            queue.disable_kicks()?;
+            while budget > 0 && !self.state.free_tokens.is_empty() {
+                let Some(chain) = queue.pop()? else { break };
+                budget -= 1;
+                let (head, memory) = (chain.head_index(), Arc::clone(queue.memory()));
+                let spare = &mut self.state.spare;
+                let take = || spare.pop().unwrap_or_else(|| Buffers::new(Arc::clone(&memory)));
+                let Some(parsed) = request::parse(chain, &self.limits, take) else {
+                    self.counters.refused += 1;
+                    queue.complete(head, 0)?;
+                    answered = true;
+                    continue;
+                };
+                let Parsed { head, status, work } = parsed;
+                let (outcome, written) = match work {
+                    Work::Disk(operation) => {
+                        let flush_after = self.state.write_through;
+                        let work = UnderWay::new(queue.index(), head, status, &operation, flush_after);
+                        if let Some(token) = self.state.free_tokens.pop()
+                            && let Some(slot) = self.state.under_way.get_mut(usize::from(token))
+                        {
+                            *slot = Some(work);
+                            self.backend.enqueue(Request { token, operation });
+                        }
+                        continue;
+                    }
+                    Work::Serial(buffers) => {
+                        buffers.write_at(0, &self.serial);
+                        (Status::Ok, VIRTIO_BLK_ID_BYTES + 1)
+                    }
+                    Work::Answer(status) => (status, 1),
+                };
+                self.counters.refused += u64::from(outcome != Status::Ok);
+                answer(&memory, status, outcome);
+                queue.complete(head, written)?;
+                answered = true;
+            }
+            if budget == 0 {
+                self.again.call();
+                break;
+            }
+            // With no token left, the next completion comes back here.
+            if self.state.free_tokens.is_empty() || !queue.enable_kicks()? {
+                break;
+            }
+        }
+        if answered {
+            queue.notify()?;
+        }
+        self.backend.submit();
+        Ok(())
+    }
+
+    /// Answer what the backend has ended.
+    fn reap(&mut self) -> Result<(), GuestFault> {
+        let mut touched: u64 = 0;
+        while let Some(done) = self.next_completion() {
+            let Completion { request: Request { token, operation }, result } = done;
+            if let Operation::Read { buffers, .. } | Operation::Write { buffers, .. } = operation {
+                self.state.keep_spare(buffers);
+            }
+            let Some(slot) = self.state.under_way.get_mut(usize::from(token)) else { continue };
+            let Some(mut work) = slot.take() else { continue };
+            if result.is_ok() && work.flush_after {
+                work.flush_after = false;
+                *slot = Some(work);
+                self.backend.enqueue(Request { token, operation: Operation::Flush });
+                self.state.flush_enqueued = true;
+                continue;
+            }
+            self.state.free_tokens.push(token);
+            let outcome = self.counters.count(&work, result);
+            let Some(queue) = self.state.queues.get_mut(usize::from(work.queue)) else { continue };
+            answer(queue.memory(), work.status, outcome);
+            queue.complete(work.head, work.written(outcome))?;
+            touched |= 1 << work.queue;
+        }
+        for queue in &mut self.state.queues {
+            if touched & 1 << queue.index() != 0 {
+                queue.notify()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        let done = self.backend.completed();
+        if done.is_none() && self.state.flush_enqueued {
+            self.state.flush_enqueued = false;
+            self.backend.submit();
+            return self.backend.completed();
+        }
+        done
+    }
+
+    fn queue_count(&self) -> usize {
+        self.state.queues.len()
+    }
+}
+
+impl<B: Backend> VirtioDevice for Block<B> {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_type: VIRTIO_ID_BLOCK,
+            pci_class: PCI_CLASS_SCSI,
+            features: self.limits.features(),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(self.limits.queues)],
+            config: Arc::clone(&self.config),
+        }
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        vec![self.backend.event(), self.again.as_raw_fd()]
+    }
+
+    fn activate(&mut self, features: u64, queues: Vec<VirtQueue>) -> Result<(), GuestFault> {
+        self.reset();
+        let slots: u16 = queues.iter().map(VirtQueue::size).fold(0, u16::saturating_add);
+        self.state = State {
+            write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+            flush_enqueued: false,
+            under_way: vec![None; usize::from(slots)],
+            free_tokens: (0..slots).collect(),
+            spare: Vec::new(),
+            queues,
+        };
+        Ok(())
+    }
+
+    fn wake(&mut self, wake: Wake) -> Result<(), GuestFault> {
+        match wake {
+            Wake::Queue(index) => self.serve(usize::from(index))?,
+            Wake::Source(SOURCE_BACKEND) => {
+                self.reap()?;
+                for index in 0..self.queue_count() {
+                    self.serve(index)?;
+                }
+            }
+            Wake::Source(_) => {
+                for index in 0..self.queue_count() {
+                    self.serve(index)?;
+                }
+            }
+        }
+        // Much of what was submitted has ended by now: the page cache had it.
+        self.reap()
+    }
+
+    fn reset(&mut self) {
+        let Self { backend, limits: _, serial: _, config: _, again: _, counters: _, state } = self;
+        backend.wait_idle();
+        while backend.completed().is_some() {}
+        *state = State::default();
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        let Counters {
+            reads,
+            read_bytes,
+            writes,
+            write_bytes,
+            flushes,
+            discards,
+            write_zeroes,
+            errors,
+            refused,
+        } = self.counters;
+        vec![
+            ("reads", reads),
+            ("read_bytes", read_bytes),
+            ("writes", writes),
+            ("write_bytes", write_bytes),
+            ("flushes", flushes),
+            ("discards", discards),
+            ("write_zeroes", write_zeroes),
+            ("errors", errors),
+            ("refused", refused),
+        ]
+    }
+}
+
+impl State {
+    /// Keep an allocation for the next request, unless there are many or it is large.
+    fn keep_spare(&mut self, mut buffers: Buffers) {
+        if self.spare.len() < SPARES_MAX && buffers.capacity() <= SPARE_SEGMENTS_MAX {
+            buffers.clear();
+            self.spare.push(buffers);
+        }
+    }
+}
+
+impl UnderWay {
+    fn new(queue: u16, head: u16, status: GuestAddress, operation: &Operation, write_through: bool) -> Self {
+        let (kind, bytes) = match operation {
+            Operation::Read { buffers, .. } => (Kind::Read, buffers.len()),
+            Operation::Write { buffers, .. } => (Kind::Write, buffers.len()),
+            Operation::Flush => (Kind::Flush, 0),
+            Operation::Discard { len, .. } => (Kind::Discard, *len),
+            Operation::WriteZeroes { len, .. } => (Kind::WriteZeroes, *len),
+        };
+        let flush_after = write_through && matches!(kind, Kind::Write | Kind::WriteZeroes);
+        Self { queue, head, status, kind, bytes, flush_after }
+    }
+
+    /// Bytes written to the chain: a read's data, and the status.
+    fn written(&self, outcome: Status) -> u32 {
+        match (self.kind, outcome) {
+            (Kind::Read, Status::Ok) => u32::try_from(self.bytes + 1).unwrap_or(u32::MAX),
+            _ => 1,
+        }
+    }
+}
+
+impl Counters {
+    fn count(&mut self, work: &UnderWay, result: io::Result<()>) -> Status {
+        if let Err(error) = result {
+            if error.kind() == io::ErrorKind::Unsupported {
+                return Status::Unsupported;
+            }
+            self.errors += 1;
+            // The first, second, fourth ...: a dying disk says so, but does not fill the log.
+            if self.errors.is_power_of_two() {
+                log::warn!("a disk request failed, the {}. so far: {error}", self.errors);
+            }
+            return Status::Error;
+        }
+        let (count, bytes) = match work.kind {
+            Kind::Read => (&mut self.reads, Some(&mut self.read_bytes)),
+            Kind::Write => (&mut self.writes, Some(&mut self.write_bytes)),
+            Kind::Flush => (&mut self.flushes, None),
+            Kind::Discard => (&mut self.discards, None),
+            Kind::WriteZeroes => (&mut self.write_zeroes, None),
+        };
+        *count += 1;
+        if let Some(total) = bytes {
+            *total += work.bytes;
+        }
+        Status::Ok
+    }
+}
+
+/// Write a status. Its address was checked to be memory when the chain was taken apart.
+fn answer(memory: &Memory, status: GuestAddress, outcome: Status) {
+    if memory.write_obj(outcome.byte(), status).is_err() {
+        log::debug!("no memory for the status at {:#x}", status.0);
+    }
+}
+
+const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+const QUEUE_SIZE: u16 = 256;
+const QUEUES_MAX: u16 = 64;
+/// The index of the backend's event in [`VirtioDevice::sources`].
+const SOURCE_BACKEND: usize = 0;
+/// Mass storage, SCSI: what virtio-block calls itself on PCI.
+const PCI_CLASS_SCSI: u32 = 0x01_00_00;
+/// So that a driver that never stops cannot keep the loop from the other devices.
+const CHAINS_PER_WAKE: usize = 512;
+const SPARES_MAX: usize = 64;
+const SPARE_SEGMENTS_MAX: usize = 64;

@@ -1,0 +1,165 @@
+//! A block request as the driver writes it (virtio 1.2 section 5.2.6): 16 bytes of header, data, and
+//! one byte for the status. How these are spread over descriptors says nothing.
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+use vm_memory::GuestAddress;
+
+use super::{
+    backend::Operation,
+    limits::{Limits, SECTOR, SEGMENTS_MAX},
+};
+use crate::virtio::{Buffers, queue::Chain};
+
+/// A request, taken apart and checked.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// The chain's head, to give it back by.
+    pub(super) head: u16,
+    /// Where the status goes.
+    pub(super) status: GuestAddress,
+    /// What to do.
+    pub(super) work: Work,
+}
+
+#[derive(Debug)]
+pub(super) enum Work {
+    /// For the disk to do.
+    Disk(Operation),
+    /// Answer with the serial number into this buffer.
+    Serial(Buffers),
+    /// Nothing to do but to answer so.
+    Answer(Status),
+}
+
+/// The status byte.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Status {
+    Ok,
+    Error,
+    Unsupported,
+}
+
+impl Status {
+    pub(super) fn byte(self) -> u8 {
+        let code = match self {
+            Self::Ok => VIRTIO_BLK_S_OK,
+            Self::Error => VIRTIO_BLK_S_IOERR,
+            Self::Unsupported => VIRTIO_BLK_S_UNSUPP,
+        };
+        code.to_le_bytes()[0]
+    }
+}
+
+/// Take a request apart. None: the chain has no place for a status, so it cannot be answered.
+/// `take` gives empty buffers, of which two are used at most.
+pub(super) fn parse(chain: Chain, limits: &Limits, mut take: impl FnMut() -> Buffers) -> Option<Parsed> {
+    let head = chain.head_index();
+    let (mut readable, mut writable) = (take(), take());
+    let (status, outcome) = Buffers::gather(chain, &mut readable, &mut writable);
+    let status = status?;
+    let work = match outcome {
+        Ok(()) => {
+            writable.truncate(writable.len().saturating_sub(1));
+            understand(readable, writable, limits).unwrap_or_else(Work::Answer)
+        }
+        Err(_) => Work::Answer(Status::Error),
+    };
+    Some(Parsed { head, status, work })
+}
+
+fn understand(mut readable: Buffers, writable: Buffers, limits: &Limits) -> Result<Work, Status> {
+    let mut header = [0; HEADER_LEN];
+    if readable.read_at(0, &mut header) != HEADER_LEN {
+        return Err(Status::Error);
+    }
+    readable.advance(HEADER_LEN as u64);
+    let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+    let sector = u64::from_le_bytes(sector);
+
+    let operation = match u32::from_le_bytes([a, b, c, d]) {
+        VIRTIO_BLK_T_IN => {
+            let offset = place(&writable, &readable, sector, limits)?;
+            Operation::Read { offset, buffers: writable }
+        }
+        VIRTIO_BLK_T_OUT => {
+            writing(limits)?;
+            let offset = place(&readable, &writable, sector, limits)?;
+            Operation::Write { offset, buffers: readable }
+        }
+        VIRTIO_BLK_T_FLUSH => Operation::Flush,
+        VIRTIO_BLK_T_GET_ID => {
+            return if writable.len() == u64::from(VIRTIO_BLK_ID_BYTES) {
+                Ok(Work::Serial(writable))
+            } else {
+                Err(Status::Error)
+            };
+        }
+        VIRTIO_BLK_T_DISCARD => {
+            writing(limits)?;
+            let range = range(&readable, limits.discard_sectors, limits)?;
+            if range.flags != 0 {
+                return Err(Status::Unsupported);
+            }
+            Operation::Discard { offset: range.offset, len: range.len }
+        }
+        VIRTIO_BLK_T_WRITE_ZEROES => {
+            writing(limits)?;
+            let range = range(&readable, limits.write_zeroes_sectors, limits)?;
+            if range.flags & !FLAG_UNMAP != 0 {
+                return Err(Status::Unsupported);
+            }
+            let unmap = range.flags & FLAG_UNMAP != 0;
+            Operation::WriteZeroes { offset: range.offset, len: range.len, unmap }
+        }
+        _ => return Err(Status::Unsupported),
+    };
+    match operation {
+        Operation::Read { ref buffers, .. } | Operation::Write { ref buffers, .. } if buffers.is_empty() => {
+            Err(Status::Ok)
+        }
+        Operation::Discard { len: 0, .. } | Operation::WriteZeroes { len: 0, .. } => Err(Status::Ok),
+        operation => Ok(Work::Disk(operation)),
+    }
+}
+
+fn writing(limits: &Limits) -> Result<(), Status> {
+    if limits.read_only { Err(Status::Error) } else { Ok(()) }
+}
+
+/// The byte at which `data` begins on the disk. Data in the wrong direction is refused.
+fn place(data: &Buffers, wrong: &Buffers, sector: u64, limits: &Limits) -> Result<u64, Status> {
+    if !wrong.is_empty() || data.segments() > SEGMENTS_MAX || !data.len().is_multiple_of(SECTOR) {
+        return Err(Status::Error);
+    }
+    limits.offset(sector, data.len() / SECTOR).ok_or(Status::Error)
+}
+
+struct Range {
+    offset: u64,
+    len: u64,
+    flags: u32,
+}
+
+/// The one `virtio_blk_discard_write_zeroes` of a request; `max` is none where it is not offered.
+fn range(data: &Buffers, max: Option<u32>, limits: &Limits) -> Result<Range, Status> {
+    let max = max.ok_or(Status::Unsupported)?;
+    let mut segment = [0; SEGMENT_LEN];
+    if data.len() != SEGMENT_LEN as u64 || data.read_at(0, &mut segment) != SEGMENT_LEN {
+        return Err(Status::Error);
+    }
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = segment;
+    let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+    if sectors > max {
+        return Err(Status::Error);
+    }
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let offset = limits.offset(sector, u64::from(sectors)).ok_or(Status::Error)?;
+    Ok(Range { offset, len: u64::from(sectors) * SECTOR, flags: u32::from_le_bytes(flags) })
+}
+
+const HEADER_LEN: usize = 16;
+const SEGMENT_LEN: usize = 16;
+const FLAG_UNMAP: u32 = 1;

@@ -1,0 +1,515 @@
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex},
+};
+
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{Backend, Block, Completion, Error, Operation, Options, Request};
+use crate::virtio::{
+    VirtioDevice, Wake,
+    testing::{Buffer, Guest, Ring},
+};
+
+const SECTORS: u64 = 64;
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const ZEROES: u32 = 13;
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+const F_FLUSH: u64 = 1 << 9;
+
+/// A disk in memory, whose requests end when the test says so.
+#[derive(Clone)]
+struct Ram {
+    inner: Arc<Mutex<Inner>>,
+    event: Arc<EventFd>,
+}
+
+struct Inner {
+    data: Vec<u8>,
+    waiting: VecDeque<Request>,
+    ended: VecDeque<Completion>,
+    log: Vec<String>,
+    /// Serve at once on submit.
+    prompt: bool,
+    fail: Option<io::ErrorKind>,
+}
+
+impl Ram {
+    fn new(prompt: bool) -> Self {
+        let inner = Inner {
+            data: (0..SECTORS * 512).map(|n| (n / 512) as u8).collect(),
+            waiting: VecDeque::new(),
+            ended: VecDeque::new(),
+            log: Vec::new(),
+            prompt,
+            fail: None,
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), event: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner.lock().unwrap().log)
+    }
+
+    fn waiting(&self) -> usize {
+        self.inner.lock().unwrap().waiting.len()
+    }
+
+    /// End the waiting request at this position.
+    fn finish(&self, position: usize) {
+        let mut inner = self.inner.lock().unwrap();
+        let request = inner.waiting.remove(position).unwrap();
+        inner.serve(request);
+        self.event.write(1).unwrap();
+    }
+}
+
+impl Inner {
+    fn serve(&mut self, request: Request) {
+        if let Some(kind) = self.fail {
+            self.ended.push_back(Completion { request, result: Err(kind.into()) });
+            return;
+        }
+        let line = match &request.operation {
+            Operation::Read { offset, buffers } => {
+                let mut at = *offset as usize;
+                for slice in buffers.slices() {
+                    slice.copy_from(&self.data[at..at + slice.len()]);
+                    at += slice.len();
+                }
+                format!("read {} {}", offset / 512, buffers.len() / 512)
+            }
+            Operation::Write { offset, buffers } => {
+                let mut at = *offset as usize;
+                for slice in buffers.slices() {
+                    slice.read_slice(&mut self.data[at..at + slice.len()], 0).unwrap();
+                    at += slice.len();
+                }
+                format!("write {} {}", offset / 512, buffers.len() / 512)
+            }
+            Operation::Flush => "flush".into(),
+            Operation::Discard { offset, len } => format!("discard {} {}", offset / 512, len / 512),
+            Operation::WriteZeroes { offset, len, unmap } => {
+                self.data[*offset as usize..(*offset + *len) as usize].fill(0);
+                format!("zero {} {}{}", offset / 512, len / 512, if *unmap { " unmap" } else { "" })
+            }
+        };
+        self.log.push(line);
+        self.ended.push_back(Completion { request, result: Ok(()) });
+    }
+}
+
+impl Backend for Ram {
+    fn capacity(&self) -> u64 {
+        SECTORS * 512 + 100
+    }
+    fn discard_granularity(&self) -> Option<u32> {
+        Some(4096)
+    }
+    fn event(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+    fn enqueue(&mut self, request: Request) {
+        self.inner.lock().unwrap().waiting.push_back(request);
+    }
+    fn submit(&mut self) {
+        if self.inner.lock().unwrap().prompt {
+            self.wait_idle();
+        }
+    }
+    fn completed(&mut self) -> Option<Completion> {
+        self.inner.lock().unwrap().ended.pop_front()
+    }
+    fn wait_idle(&mut self) {
+        let mut inner = self.inner.lock().unwrap();
+        while let Some(request) = inner.waiting.pop_front() {
+            inner.serve(request);
+        }
+    }
+}
+
+struct Fixture {
+    guest: Guest,
+    device: Block<Ram>,
+    disk: Ram,
+}
+
+fn options() -> Options {
+    Options { serial: "vol-0123456789abcdef".into(), read_only: false, queues: 1 }
+}
+
+fn fixture_with(prompt: bool, features: u64, options: &Options) -> Fixture {
+    let guest = Guest::with_memory(&[256], &[(0, 3 << 20), (3 << 20, 13 << 20)]);
+    let disk = Ram::new(prompt);
+    let mut device = Block::new(disk.clone(), options).unwrap();
+    device.activate(features, guest.queues()).unwrap();
+    Fixture { guest, device, disk }
+}
+
+fn fixture() -> Fixture {
+    fixture_with(true, F_FLUSH, &options())
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+impl Fixture {
+    fn read(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.guest.memory.read_slice(&mut data, GuestAddress(address)).unwrap();
+        data
+    }
+
+    fn write(&self, address: u64, data: &[u8]) {
+        self.guest.memory.write_slice(data, GuestAddress(address)).unwrap();
+    }
+
+    fn add_indirect(&mut self, buffers: &[Buffer]) {
+        let table = self.guest.allocate(16 * buffers.len());
+        let descriptors = Ring::new(Arc::clone(&self.guest.memory), table, 256);
+        for (index, buffer) in (0..).zip(buffers) {
+            let more = usize::from(index) + 1 < buffers.len();
+            let flags = u16::from(more) | u16::from(buffer.writable) << 1;
+            descriptors.write_descriptor(index, buffer.address, buffer.len, flags, index + 1);
+        }
+        let (len, head) = (16 * buffers.len() as u32, 255);
+        self.guest.ring(0).write_descriptor(head, table, len, 4, 0);
+        self.guest.ring(0).make_available(head);
+    }
+
+    fn kick(&mut self) {
+        self.device.wake(Wake::Queue(0)).unwrap();
+    }
+
+    /// One request of header, pieces and status; returns the status byte and the used length.
+    fn request(&mut self, kind: u32, sector: u64, pieces: &[Buffer]) -> (u8, u32) {
+        let mut chain = vec![self.guest.buffer(&header(kind, sector))];
+        chain.extend_from_slice(pieces);
+        let status = self.guest.room(1);
+        chain.push(status);
+        let head = self.guest.ring(0).add(&chain);
+        self.kick();
+        let used = self.guest.ring(0).used();
+        assert_eq!(used.len(), 1);
+        assert_eq!(used[0].0, head);
+        (self.read(status.address, 1)[0], used[0].1)
+    }
+
+    fn ranged(&mut self, kind: u32, data: &[u8]) -> u8 {
+        let piece = self.guest.buffer(data);
+        self.request(kind, 0, &[piece]).0
+    }
+}
+
+#[test]
+fn reads_and_writes_sectors() {
+    let mut f = fixture();
+    let data = f.guest.buffer(&[7; 1024]);
+    assert_eq!(f.request(WRITE, 3, &[data]), (OK, 1));
+    let room = f.guest.room(2048);
+    assert_eq!(f.request(READ, 2, &[room]), (OK, 2049));
+    let read = f.read(room.address, 2048);
+    assert_eq!(read[..512], [2; 512]);
+    assert_eq!(read[512..1536], [7; 1024]);
+    assert_eq!(read[1536..], [5; 512]);
+    assert_eq!(f.disk.log(), ["write 3 2", "read 2 4"]);
+    assert!(f.guest.interrupts.of_queue(0) >= 2);
+}
+
+#[test]
+fn the_other_requests() {
+    let mut f = fixture();
+    assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+    let id = f.guest.room(20);
+    assert_eq!(f.request(GET_ID, 0, &[id]), (OK, 21));
+    assert_eq!(f.read(id.address, 20), b"vol-0123456789abcdef");
+    assert_eq!(f.ranged(DISCARD, &range(8, 8, 0)), OK);
+    assert_eq!(f.ranged(ZEROES, &range(1, 2, 0)), OK);
+    assert_eq!(f.ranged(ZEROES, &range(0, 64, 1)), OK);
+    assert_eq!(f.disk.log(), ["flush", "discard 8 8", "zero 1 2", "zero 0 64 unmap"]);
+    assert_eq!(f.ranged(ZEROES, &range(0, 0, 0)), OK);
+    assert_eq!(f.request(READ, 0, &[]), (OK, 1));
+    assert_eq!(f.disk.log(), [""; 0]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_a_status() {
+    let mut f = fixture();
+    let (out, room, short) = (f.guest.buffer(&[1; 512]), f.guest.room(512), f.guest.room(100));
+    let id = f.guest.room(19);
+    for (kind, sector, pieces, status) in [
+        (READ, SECTORS, &[room][..], IOERR),
+        (READ, SECTORS - 1, &[room, room], IOERR),
+        (READ, u64::MAX, &[room], IOERR),
+        (READ, u64::MAX / 512, &[room], IOERR),
+        (WRITE, 1 << 55, &[out], IOERR),
+        (READ, 0, &[short], IOERR),
+        (READ, 0, &[out], IOERR),
+        (READ, 0, &[out, room], IOERR),
+        (WRITE, 0, &[room], IOERR),
+        (WRITE, 0, &[out, room], IOERR),
+        (WRITE, 0, &[room, out], IOERR),
+        (READ, 0, &[Buffer::writable(1 << 40, 512)], IOERR),
+        (READ, 0, &[Buffer::writable(u64::MAX - 5, 512)], IOERR),
+        (READ, 0, &[Buffer::writable(0, u32::MAX / 2)], IOERR),
+        (GET_ID, 0, &[id], IOERR),
+        (99, 0, &[], UNSUPP),
+        (2, 0, &[room], UNSUPP),
+    ] {
+        assert_eq!(f.request(kind, sector, pieces), (status, 1), "{kind} {sector} {pieces:?}");
+    }
+    for (kind, data, status) in [
+        (DISCARD, range(0, 65, 0), IOERR),
+        (DISCARD, range(u64::MAX, 1, 0), IOERR),
+        (DISCARD, range(0, 1, 1), UNSUPP),
+        (DISCARD, range(0, u32::MAX, 0), IOERR),
+        (DISCARD, vec![0; 15], IOERR),
+        (DISCARD, vec![0; 32], IOERR),
+        (ZEROES, range(0, 1, 2), UNSUPP),
+        (ZEROES, range(64, 1, 0), IOERR),
+    ] {
+        assert_eq!(f.ranged(kind, &data), status, "{kind} {data:?}");
+    }
+    assert_eq!(f.disk.log(), [""; 0], "the disk heard of none of it");
+}
+
+#[test]
+fn a_chain_without_room_for_a_status_is_given_back() {
+    let mut f = fixture();
+    let out = f.guest.buffer(&header(READ, 0));
+    f.guest.ring(0).add(&[out]);
+    f.guest.ring(0).add(&[out, Buffer::writable(1 << 40, 1)]);
+    f.guest.ring(0).add(&[out, Buffer::writable(0x10_0000, 0)]);
+    f.kick();
+    assert_eq!(f.guest.ring(0).used().iter().map(|(_, len)| *len).collect::<Vec<_>>(), [0, 0, 0]);
+    let short = f.guest.buffer(&[0; 15]);
+    let status = f.guest.room(1);
+    f.guest.ring(0).add(&[short, status]);
+    f.kick();
+    assert_eq!(f.guest.ring(0).used().len(), 1);
+    assert_eq!(f.read(status.address, 1), [IOERR]);
+}
+
+#[test]
+fn framing_says_nothing() {
+    let mut f = fixture();
+    // The header in three pieces, the second half of the data together with the status, all indirect.
+    let header = f.guest.buffer(&header(READ, 9)).address;
+    let data = f.guest.allocate(513);
+    let pieces = [
+        Buffer::readable(header, 1),
+        Buffer::readable(header + 1, 0),
+        Buffer::readable(header + 1, 7),
+        Buffer::readable(header + 8, 8),
+        Buffer::writable(data, 200),
+        Buffer::writable(data + 200, 313),
+    ];
+    f.write(data + 512, &[0xee]);
+    f.add_indirect(&pieces);
+    f.kick();
+    assert_eq!(f.guest.ring(0).used()[0].1, 513);
+    assert_eq!(f.read(data, 513), [&[9; 512][..], &[OK]].concat());
+}
+
+#[test]
+fn an_indirect_table_without_end_is_refused() {
+    let mut f = fixture();
+    let room = f.guest.room(1);
+    f.add_indirect(&vec![room; 5000]);
+    let header = f.guest.buffer(&header(READ, 0));
+    let many: Vec<Buffer> = [header]
+        .into_iter()
+        .chain((0..300).map(|_| Buffer::writable(room.address, 0)))
+        .chain([room])
+        .collect();
+    f.add_indirect(&many);
+    f.kick();
+    assert_eq!(f.guest.ring(0).used().len(), 2);
+}
+
+#[test]
+fn a_read_only_disk_refuses_to_be_written() {
+    let mut f = fixture_with(true, F_FLUSH, &Options { read_only: true, ..options() });
+    let identity = f.device.identity();
+    assert_eq!(identity.features & 1 << 5, 1 << 5);
+    assert_eq!(identity.features & (1 << 13 | 1 << 14), 0);
+    let out = f.guest.buffer(&[1; 512]);
+    assert_eq!(f.request(WRITE, 0, &[out]).0, IOERR);
+    assert_eq!(f.ranged(DISCARD, &range(0, 1, 0)), IOERR);
+    assert_eq!(f.ranged(ZEROES, &range(0, 1, 0)), IOERR);
+    assert_eq!(f.disk.log(), [""; 0]);
+}
+
+#[test]
+fn without_flush_every_write_is_durable_before_it_completes() {
+    let mut f = fixture_with(true, 0, &options());
+    let out = f.guest.buffer(&[1; 512]);
+    assert_eq!(f.request(WRITE, 0, &[out]), (OK, 1));
+    assert_eq!(f.ranged(ZEROES, &range(0, 1, 0)), OK);
+    assert_eq!(f.disk.log(), ["write 0 1", "flush", "zero 0 1", "flush"]);
+}
+
+#[test]
+fn the_disk_s_errors_reach_the_driver() {
+    let mut f = fixture();
+    let room = f.guest.room(512);
+    f.disk.inner.lock().unwrap().fail = Some(io::ErrorKind::Other);
+    assert_eq!(f.request(READ, 0, &[room]), (IOERR, 1));
+    f.disk.inner.lock().unwrap().fail = Some(io::ErrorKind::Unsupported);
+    assert_eq!(f.ranged(ZEROES, &range(0, 1, 0)), UNSUPP);
+    assert!(f.device.metrics().contains(&("errors", 1)));
+}
+
+#[test]
+fn requests_may_end_out_of_order() {
+    let mut f = fixture_with(false, F_FLUSH, &options());
+    let heads: Vec<u16> = (0..3)
+        .map(|n| {
+            let (header, room) = (f.guest.buffer(&header(READ, n)), f.guest.room(513));
+            f.guest.ring(0).add(&[header, room])
+        })
+        .collect();
+    f.kick();
+    assert_eq!(f.guest.ring(0).used(), []);
+    f.disk.finish(2);
+    f.disk.finish(0);
+    f.device.wake(Wake::Source(0)).unwrap();
+    assert_eq!(f.guest.ring(0).used(), [(heads[2], 513), (heads[0], 513)]);
+    f.disk.finish(0);
+    f.device.wake(Wake::Source(0)).unwrap();
+    assert_eq!(f.guest.ring(0).used(), [(heads[1], 513)]);
+}
+
+#[test]
+fn a_reset_leaves_nothing_under_way() {
+    let mut f = fixture_with(false, F_FLUSH, &options());
+    let (header_piece, room) = (f.guest.buffer(&header(READ, 5)), f.guest.room(513));
+    f.guest.ring(0).add(&[header_piece, room]);
+    f.kick();
+    assert_eq!(f.disk.waiting(), 1);
+    f.device.reset();
+    assert_eq!(f.disk.waiting(), 0);
+    let unused = Arc::strong_count(&Guest::new(&[256]).memory);
+    assert_eq!(Arc::strong_count(&f.guest.memory), unused, "the device lets go of guest memory");
+    f.device.wake(Wake::Source(0)).unwrap();
+    f.device.wake(Wake::Queue(0)).unwrap();
+
+    // And it works again.
+    f.guest = Guest::new(&[256]);
+    f.device.activate(F_FLUSH, f.guest.queues()).unwrap();
+    let (header_piece, room) = (f.guest.buffer(&header(READ, 5)), f.guest.room(513));
+    f.guest.ring(0).add(&[header_piece, room]);
+    f.kick();
+    f.disk.finish(0);
+    f.device.wake(Wake::Source(0)).unwrap();
+    assert_eq!(f.guest.ring(0).used().len(), 1);
+}
+
+#[test]
+fn a_driver_that_offers_more_than_its_queue_holds_waits() {
+    // The driver offers the same chain again and again without waiting for it.
+    let mut f = fixture_with(false, F_FLUSH, &options());
+    let (header, room) = (f.guest.buffer(&header(READ, 5)), f.guest.room(513));
+    for _ in 0..100 {
+        f.guest.ring(0).add(&[header, room]);
+    }
+    f.kick();
+    assert_eq!(f.disk.waiting(), 100);
+    // As if all had been taken, and the ring were full again.
+    f.guest.ring(0).set_available_index(100 + 256);
+    f.kick();
+    assert_eq!(f.disk.waiting(), 256);
+}
+
+#[test]
+fn what_it_tells_of_itself() {
+    let f = fixture();
+    let identity = f.device.identity();
+    assert_eq!((identity.device_type, identity.queue_sizes), (2, vec![256]));
+    let bits = [2, 6, 9, 10, 13, 14].iter().fold(0, |bits: u64, bit| bits | 1 << bit);
+    assert_eq!(identity.features, bits);
+    let config = identity.config.bytes();
+    assert_eq!(config.len(), 60);
+    assert_eq!(config[..8], SECTORS.to_le_bytes());
+    assert_eq!(config[20..24], 512u32.to_le_bytes());
+    assert_eq!(config[44..48], 8u32.to_le_bytes(), "discard alignment in sectors");
+}
+
+#[test]
+fn bad_options() {
+    let long = Options { serial: "x".repeat(21), ..options() };
+    assert!(matches!(Block::new(Ram::new(true), &long), Err(Error::Serial(_))));
+    let none = Options { queues: 0, ..options() };
+    assert!(matches!(Block::new(Ram::new(true), &none), Err(Error::Queues(0))));
+}
+
+fn any_piece() -> impl Strategy<Value = Buffer> {
+    let address = prop_oneof![8 => 0x10_0000u64..0x40_0000, 1 => Just(0x2f_fff0), 1 => any::<u64>()];
+    let len = prop_oneof![4 => Just(512u32), 2 => Just(16), 2 => Just(1), 1 => 0u32..5000, 1 => any::<u32>()];
+    (address, len, any::<bool>())
+        .prop_map(|(a, l, out)| if out { Buffer::readable(a, l) } else { Buffer::writable(a, l) })
+}
+
+proptest! {
+    /// Whatever the chain, it is given back once, and only sectors that the disk has are touched.
+    #[test]
+    fn any_chain_is_given_back(
+        kind in prop_oneof![4 => 0u32..15, 1 => any::<u32>()],
+        sector in prop_oneof![3 => 0..SECTORS + 2, 1 => any::<u64>()],
+        pieces in prop::collection::vec(any_piece(), 0..20),
+        indirect in any::<bool>(),
+        with_status in any::<bool>(),
+    ) {
+        let mut f = fixture();
+        // The area that the pieces name holds ranges for discards.
+        for n in 0..64 {
+            f.write(0x10_0000 + n * 16, &range(n, n as u32, (n % 3) as u32));
+        }
+        let mut chain = vec![f.guest.buffer(&header(kind, sector))];
+        chain.extend(pieces);
+        let status = f.guest.room(1);
+        if with_status {
+            chain.push(status);
+        }
+        if indirect {
+            f.add_indirect(&chain);
+        } else {
+            f.guest.ring(0).add(&chain);
+        }
+        f.kick();
+        prop_assert_eq!(f.guest.ring(0).used().len(), 1);
+        prop_assert_eq!(f.disk.waiting(), 0);
+        let inner = f.disk.inner.lock().unwrap();
+        prop_assert_eq!(inner.data.len() as u64, SECTORS * 512);
+    }
+
+    /// Rings full of noise never bring the device down, nor keep it for ever.
+    #[test]
+    fn noise_in_the_rings(noise in prop::collection::vec(any::<u8>(), 0x3000..0x3001), kicks in 1..4) {
+        let mut f = fixture();
+        f.write(0x1000, &noise);
+        for _ in 0..kicks {
+            if f.device.wake(Wake::Queue(0)).is_err() {
+                break;
+            }
+        }
+        f.device.reset();
+    }
+}
