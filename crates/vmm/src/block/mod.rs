@@ -1,0 +1,61 @@
+//! What stands behind virtio-block: a raw file by io_uring, anything else by a few threads.
+
+mod image;
+#[cfg(test)]
+mod tests;
+mod uring;
+
+use std::{fs::File, io};
+
+use ec2vmm_devices::virtio::block::Backend;
+use ec2vmm_image::{Disk, DiskError, Format, Layer};
+
+pub use self::{image::ImageBackend, uring::UringBackend};
+
+/// Why a disk cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The files are no disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The host is out of descriptors, threads or memory.
+    #[error("cannot start to serve the disk")]
+    Start(#[source] io::Error),
+}
+
+/// A disk, open: to be read by this process at boot, and to be given to a device.
+pub struct OpenDisk {
+    /// The same content as the device's, past every cache of ours.
+    pub disk: Disk,
+    /// For the device.
+    pub backend: Box<dyn Backend>,
+}
+
+/// Opens a disk from its files, the top one first, with the fastest engine that this host has for it:
+/// io_uring for one raw file of whole sectors, else threads.
+///
+/// # Errors
+/// The files are no disk, or the host is out of something.
+pub fn open(layers: Vec<Layer>, write: bool) -> Result<OpenDisk, OpenError> {
+    let raw = match layers.as_slice() {
+        [Layer { file, format: Format::Raw }] => Some(file.try_clone().map_err(OpenError::Start)?),
+        _ => None,
+    };
+    let disk = Disk::open(layers, write)?;
+    let whole = disk.layers().first().is_some_and(|layer| layer.file_bytes == disk.size());
+    let backend: Box<dyn Backend> = match raw.filter(|_| whole).and_then(|file| by_uring(&file, &disk)) {
+        Some(backend) => Box::new(backend),
+        None => Box::new(ImageBackend::new(disk.clone()).map_err(OpenError::Start)?),
+    };
+    Ok(OpenDisk { disk, backend })
+}
+
+/// None where the kernel has no io_uring, or forbids it.
+fn by_uring(file: &File, disk: &Disk) -> Option<UringBackend> {
+    UringBackend::new(file, disk.size(), disk.can_discard())
+        .inspect_err(|error| {
+            static SAID: std::sync::Once = std::sync::Once::new();
+            SAID.call_once(|| log::info!("no io_uring on this host, disks are served by threads: {error}"));
+        })
+        .ok()
+}
