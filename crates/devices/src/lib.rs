@@ -4,6 +4,11 @@
 //! delivers an interrupt or who calls it, opens nothing, and holds no unsafe code. A guest's mistake
 //! is a value ([`virtio::GuestFault`]), never a panic.
 
+pub mod console;
+pub mod pci;
+pub mod pvpanic;
+pub mod rtc;
+pub mod serial;
 pub mod virtio;
 
 /// Guest memory, as every crate of the monitor sees it.
