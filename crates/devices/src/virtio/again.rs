@@ -8,6 +8,8 @@ use std::{
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::{GuestFault, VirtQueue, queue::Chain};
+
 /// A descriptor by which a device (or a handle to it) wakes it. One of [`super::VirtioDevice::sources`].
 #[derive(Debug)]
 pub struct Again(EventFd);
@@ -31,6 +33,45 @@ impl Again {
     pub fn clear(&self) {
         // Fails when there was none.
         let _ = self.0.read();
+    }
+
+    /// Serves a queue's chains until there are none left, or until as many are served as the queue
+    /// holds: then the device is woken again. `serve` returns how many bytes it wrote.
+    ///
+    /// # Errors
+    /// The rings are broken, or what `serve` says.
+    pub fn serve(
+        &self,
+        queue: &mut VirtQueue,
+        mut serve: impl FnMut(Chain) -> Result<u32, GuestFault>,
+    ) -> Result<(), GuestFault> {
+        if !queue.is_ready() {
+            return Ok(());
+        }
+        queue.disable_kicks()?;
+        let mut left = queue.size();
+        while left > 0 {
+            let Some(chain) = queue.pop()? else {
+                if queue.enable_kicks()? {
+                    continue;
+                }
+                return queue.notify();
+            };
+            left -= 1;
+            let head = chain.head_index();
+            let written = serve(chain)?;
+            queue.complete(head, written)?;
+        }
+        self.call();
+        queue.notify()
+    }
+}
+
+#[cfg(test)]
+impl Again {
+    /// Whether the device is to be woken; takes it back.
+    pub(crate) fn is_called(&self) -> bool {
+        self.0.read().is_ok()
     }
 }
 

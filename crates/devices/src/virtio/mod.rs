@@ -1,11 +1,13 @@
 //! virtio 1.2: devices and the queues that they serve.
 
 pub mod again;
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod config_space;
 pub mod device;
 pub mod queue;
+pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

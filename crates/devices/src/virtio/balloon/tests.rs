@@ -1,0 +1,200 @@
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use proptest::prelude::{any, prop, proptest};
+use vm_memory::GuestAddress;
+
+use super::{Balloon, BalloonHandle, DEFLATE_ON_OOM, REPORTING, Reclaim, STATISTICS};
+use crate::virtio::{
+    VirtioDevice, Wake,
+    testing::{Buffer, Guest},
+};
+
+#[derive(Clone, Default)]
+struct Discarded(Arc<Mutex<Vec<(u64, u64)>>>);
+
+impl Reclaim for Discarded {
+    fn discard(&self, address: GuestAddress, len: u64) -> io::Result<()> {
+        if address.0 == FAILS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.0.lock().unwrap().push((address.0, len));
+        Ok(())
+    }
+}
+
+impl Discarded {
+    fn take(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+const MIB: u64 = 1 << 20;
+const FAILS: u64 = 7 * MIB;
+const ALL: u64 = STATISTICS | DEFLATE_ON_OOM | REPORTING;
+
+/// 8 MiB, and 1 MiB behind a hole.
+fn balloon(features: u64) -> (Balloon<Discarded>, BalloonHandle, Guest, Discarded) {
+    let discarded = Discarded::default();
+    let mut balloon = Balloon::new(discarded.clone()).unwrap();
+    let sizes = balloon.identity().queue_sizes;
+    let guest = Guest::with_memory(&sizes, &[(0, 8 << 20), (16 * MIB, 1 << 20)]);
+    balloon.activate(features, guest.queues()).unwrap();
+    (0..5).for_each(|queue| balloon.wake(Wake::Queue(queue)).unwrap());
+    let handle = balloon.handle();
+    (balloon, handle, guest, discarded)
+}
+
+fn numbers(pages: &[u32]) -> Vec<u8> {
+    pages.iter().flat_map(|page| page.to_le_bytes()).collect()
+}
+
+fn metric(balloon: &Balloon<Discarded>, name: &str) -> u64 {
+    balloon.metrics().into_iter().find(|(other, _)| *other == name).unwrap().1
+}
+
+#[test]
+fn neighbours_are_discarded_together_and_nothing_but_memory() {
+    let (mut balloon, _, mut guest, discarded) = balloon(ALL);
+    let pages =
+        guest.buffer(&numbers(&[0x203, 0x201, 0x202, 0x202, 0x400, 0x10ff, 0x1100, 0x7ff, 0x800, u32::MAX]));
+    let head = guest.ring(0).add(&[pages]);
+    balloon.wake(Wake::Queue(0)).unwrap();
+    assert_eq!(guest.ring(0).used(), [(head, 0)]);
+    let expected = [(0x20_1000, 0x3000), (0x40_0000, 0x1000), (0x7f_f000, 0x1000), (0x10f_f000, 0x1000)];
+    assert_eq!(discarded.take(), expected);
+    assert_eq!(metric(&balloon, "discarded_bytes"), 0x6000);
+    assert_eq!(metric(&balloon, "refused"), 3, "half of two runs, and the last page number");
+    let head = guest.ring(1).add(&[pages]);
+    balloon.wake(Wake::Queue(1)).unwrap();
+    assert_eq!(guest.ring(1).used(), [(head, 0)]);
+    assert_eq!(metric(&balloon, "deflated_pages"), 10);
+    assert_eq!(discarded.take(), []);
+}
+
+#[test]
+fn free_pages_are_reported_in_the_queue_that_the_driver_uses() {
+    for (features, queues) in [(ALL, vec![3, 4]), (REPORTING, vec![2, 3, 4])] {
+        let (mut balloon, _, mut guest, discarded) = balloon(features);
+        for queue in queues {
+            let ranges = [
+                Buffer::writable(2 * MIB, 2 << 20),
+                Buffer::writable(5 * MIB - 1, 0x2001),
+                Buffer::writable(6 * MIB + 1, 0x1000),
+            ];
+            let head = guest.ring(queue).add(&ranges);
+            balloon.wake(Wake::Queue(u16::try_from(queue).unwrap())).unwrap();
+            assert_eq!(guest.ring(queue).used(), [(head, 0)]);
+            assert_eq!(discarded.take(), [(2 * MIB, 2 * MIB), (5 * MIB, 0x2000)]);
+        }
+    }
+    let (mut balloon, _, mut guest, discarded) = balloon(STATISTICS);
+    guest.ring(4).add(&[Buffer::writable(2 * MIB, 2 << 20)]);
+    balloon.wake(Wake::Queue(4)).unwrap();
+    assert_eq!(discarded.take(), [], "not negotiated");
+}
+
+#[test]
+fn a_host_that_cannot_is_counted() {
+    let (mut balloon, _, mut guest, discarded) = balloon(ALL);
+    guest.ring(4).add(&[Buffer::writable(FAILS, 0x1000), Buffer::writable(FAILS - 0x1000, 0x1000)]);
+    balloon.wake(Wake::Queue(4)).unwrap();
+    assert_eq!(discarded.take(), [(FAILS - 0x1000, 0x1000)]);
+    assert_eq!(metric(&balloon, "errors"), 1);
+}
+
+#[test]
+fn the_target_reaches_the_driver_and_outlives_it() {
+    let (mut balloon, handle, guest, _) = balloon(ALL);
+    handle.set_target_bytes(3 * MIB + 5);
+    assert_eq!(handle.target_bytes(), 3 * MIB);
+    assert_eq!(guest.interrupts.of_config(), 0);
+    balloon.wake(Wake::Source(0)).unwrap();
+    balloon.wake(Wake::Source(0)).unwrap();
+    assert_eq!(guest.interrupts.of_config(), 1);
+    let config = balloon.identity().config;
+    config.write(0, &[9, 9, 9, 9, 0, 2, 0, 0]);
+    assert_eq!(handle.target_bytes(), 3 * MIB, "the host's");
+    assert_eq!(handle.actual_bytes(), 2 * MIB);
+    balloon.reset();
+    assert_eq!((handle.target_bytes(), handle.actual_bytes()), (3 * MIB, 0));
+    handle.set_target_bytes(u64::MAX);
+    balloon.wake(Wake::Source(0)).unwrap();
+    assert_eq!(guest.interrupts.of_config(), 1, "nobody there to interrupt");
+}
+
+#[test]
+fn statistics_come_when_asked_for() {
+    let (mut balloon, handle, mut guest, _) = balloon(ALL);
+    let mut bytes = Vec::new();
+    for (tag, value) in [(4u16, 77u64), (5, 88), (999, 99)] {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+    }
+    bytes.extend([1, 2, 3]);
+    let first = guest.buffer(&bytes);
+    let head = guest.ring(2).add(&[first]);
+    balloon.wake(Wake::Queue(2)).unwrap();
+    assert_eq!(handle.statistics(), [("guest_free_bytes", 77), ("guest_total_bytes", 88)]);
+    assert_eq!(guest.ring(2).used(), [], "held until the host asks");
+    handle.request_statistics();
+    balloon.wake(Wake::Source(0)).unwrap();
+    assert_eq!(guest.ring(2).used(), [(head, 0)]);
+    assert_eq!(guest.interrupts.of_queue(2), 1);
+    balloon.wake(Wake::Source(0)).unwrap();
+    assert_eq!(guest.ring(2).used(), []);
+    // More buffers than one: the older ones come back.
+    let heads = [guest.ring(2).add(&[first]), guest.ring(2).add(&[Buffer::readable(u64::MAX - 3, 50)])];
+    balloon.wake(Wake::Queue(2)).unwrap();
+    assert_eq!(guest.ring(2).used(), [(heads[0], 0)]);
+    balloon.reset();
+    balloon.wake(Wake::Source(0)).unwrap();
+    assert_eq!(handle.statistics(), []);
+}
+
+#[test]
+fn page_numbers_outside_of_memory_are_the_guests_fault() {
+    for address in [8 * MIB - 2, u64::MAX - 2] {
+        let (mut balloon, _, mut guest, discarded) = balloon(ALL);
+        guest.ring(0).add(&[Buffer::readable(address, 8)]);
+        balloon.wake(Wake::Queue(0)).unwrap_err();
+        assert_eq!(discarded.take(), []);
+    }
+}
+
+#[test]
+fn a_chain_is_bounded() {
+    let (mut balloon, _, mut guest, _) = balloon(ALL);
+    guest.ring(0).add(&[Buffer::readable(0, 4 << 20), Buffer::readable(0, 4 << 20)]);
+    balloon.wake(Wake::Queue(0)).unwrap();
+    assert_eq!(metric(&balloon, "inflated_pages"), super::PAGES_MAX as u64);
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_driver_adds_only_memory_is_discarded(
+        chains in prop::collection::vec(
+            (0usize..5, prop::collection::vec((0u64..18 << 20, any::<u32>(), any::<bool>()), 1..4)), 1..20),
+        pages in prop::collection::vec(any::<u32>(), 64),
+    ) {
+        let (mut balloon, handle, mut guest, discarded) = balloon(ALL);
+        let numbers = guest.buffer(&numbers(&pages));
+        guest.ring(0).add(&[numbers]);
+        for (queue, chain) in chains {
+            let buffer = |(address, len, writable)| Buffer { address, len: len >> (len % 32), writable };
+            let buffers: Vec<_> = chain.into_iter().map(buffer).collect();
+            guest.ring(queue).add(&buffers);
+            handle.request_statistics();
+            // Faults are fine; the loop then waits for a reset.
+            let _ = balloon.wake(Wake::Queue(u16::try_from(queue).unwrap()));
+            let _ = balloon.wake(Wake::Source(0));
+        }
+        for (address, len) in discarded.take() {
+            assert!(len > 0 && len % 4096 == 0 && address % 4096 == 0);
+            let end = address + len;
+            assert!(end <= 8 * MIB || (address >= 16 * MIB && end <= 17 * MIB), "{address:#x} {len:#x}");
+        }
+    }
+}
