@@ -1,8 +1,13 @@
 //! A virtqueue as a device sees it: chains of buffers to take, and chains to give back.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{Ordering, fence},
+};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::Memory;
 
@@ -39,12 +44,14 @@ pub struct VirtQueue {
     queue: Queue,
     memory: Arc<Memory>,
     interrupt: Arc<dyn Interrupt>,
+    /// Chains given back since the last [`Self::notify`].
+    added: u16,
 }
 
 impl VirtQueue {
     /// A queue that the driver has set up (or left out: then it is not ready).
     pub fn new(index: u16, queue: Queue, memory: Arc<Memory>, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { index, queue, memory, interrupt }
+        Self { index, queue, memory, interrupt, added: 0 }
     }
 
     /// Its number.
@@ -96,7 +103,32 @@ impl VirtQueue {
     /// The used ring lies outside of memory or `head` is not one of its descriptors.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), GuestFault> {
         let memory = Arc::clone(&self.memory);
+        self.added = self.added.wrapping_add(1);
         self.queue.add_used(&*memory, head, written).map_err(|source| fault(self.index, source))
+    }
+
+    /// As [`Self::complete`] for several chains, at most as many as the queue holds, of which the driver
+    /// sees all or none: the buffers of one frame (virtio 1.2 section 5.1.6.4).
+    ///
+    /// # Errors
+    /// As [`Self::complete`].
+    pub fn complete_together(&mut self, chains: &[(u16, u32)]) -> Result<(), GuestFault> {
+        let Some((&(last, written), earlier)) = chains.split_last() else { return Ok(()) };
+        let mut next = self.queue.next_used();
+        for &(head, written) in earlier {
+            let slot = u64::from(next % self.queue.size());
+            let address = GuestAddress(self.queue.used_ring())
+                .checked_add(RING_HEADER_LEN + slot * USED_LEN)
+                .ok_or(fault(self.index, virtio_queue::Error::AddressOverflow))?;
+            self.memory
+                .write_obj([u32::from(head).to_le(), written.to_le()], address)
+                .map_err(|source| fault(self.index, virtio_queue::Error::GuestMemory(source)))?;
+            next = next.wrapping_add(1);
+            self.added = self.added.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        // This moves the ring's index past all of them at once.
+        self.complete(last, written)
     }
 
     /// Interrupt the driver if it wants to hear of what was completed since the last call.
@@ -104,11 +136,31 @@ impl VirtQueue {
     /// # Errors
     /// The rings lie outside of memory.
     pub fn notify(&mut self) -> Result<(), GuestFault> {
-        let memory = Arc::clone(&self.memory);
-        if self.queue.needs_notification(&*memory).map_err(|source| fault(self.index, source))? {
+        let added = std::mem::take(&mut self.added);
+        if added > 0 && self.is_notification_wanted(added)? {
             self.interrupt.used(self.index);
         }
         Ok(())
+    }
+
+    /// virtio 1.2 section 2.7.7.
+    fn is_notification_wanted(&self, added: u16) -> Result<bool, GuestFault> {
+        // What was put into the used ring must be visible before the driver's wish is read: it looks
+        // at the ring again after it has changed its wish.
+        fence(Ordering::SeqCst);
+        let available = GuestAddress(self.queue.avail_ring());
+        let load = |offset: u64| {
+            let address = available.checked_add(offset).ok_or(virtio_queue::Error::AddressOverflow)?;
+            let value = self.memory.load(address, Ordering::Relaxed);
+            value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
+        };
+        let wish = |offset| load(offset).map_err(|source| fault(self.index, source));
+        if !self.queue.event_idx_enabled() {
+            return Ok(u32::from(wish(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let event = RING_HEADER_LEN + AVAILABLE_LEN * u64::from(self.queue.size());
+        let used = self.queue.next_used();
+        Ok(used.wrapping_sub(wish(event)?).wrapping_sub(1) < added)
     }
 
     /// Ask the driver not to kick while chains are popped anyway.
@@ -130,6 +182,57 @@ impl VirtQueue {
     }
 }
 
+// The layout of the rings (virtio 1.2 sections 2.7.6 and 2.7.8), bytes.
+const RING_HEADER_LEN: u64 = 4;
+const AVAILABLE_LEN: u64 = 2;
+const USED_LEN: u64 = 8;
+
 fn fault(queue: u16, source: virtio_queue::Error) -> GuestFault {
     GuestFault::Queue { queue, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::QueueT;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::VirtQueue;
+    use crate::virtio::{Interrupt, testing::Guest};
+
+    fn queue(guest: &mut Guest, event_idx: bool, at: u16) -> VirtQueue {
+        let mut queue = guest.ring(0).queue();
+        queue.set_event_idx(event_idx);
+        queue.set_next_used(at);
+        let interrupts: std::sync::Arc<dyn Interrupt> = guest.interrupts.clone();
+        VirtQueue::new(0, queue, guest.memory.clone(), interrupts)
+    }
+
+    #[test]
+    fn chains_given_back_together_become_visible_together() {
+        let mut guest = Guest::new(&[4]);
+        let mut queue = queue(&mut guest, false, 0);
+        queue.complete_together(&[(3, 10), (1, 20), (2, 30)]).unwrap();
+        assert_eq!(guest.ring(0).used(), [(3, 10), (1, 20), (2, 30)]);
+        queue.complete_together(&[]).unwrap();
+        queue.complete_together(&[(0, 1), (1, 2)]).unwrap();
+        assert_eq!(guest.ring(0).used(), [(0, 1), (1, 2)], "around the end of the ring");
+        assert!(queue.complete_together(&[(0, 1), (4, 2)]).is_err());
+    }
+
+    #[test]
+    fn the_driver_hears_of_what_it_asked_for() {
+        for (event_idx, wish, expected) in
+            [(false, 0, 1), (false, 1, 0), (true, 0xfffe, 1), (true, 0, 1), (true, 1, 0), (true, 0xfffd, 0)]
+        {
+            let mut guest = Guest::new(&[4]);
+            let at = guest.ring(0).available + if event_idx { 4 + 2 * 4 } else { 0 };
+            guest.memory.write_obj::<u16>(wish, GuestAddress(at)).unwrap();
+            // Three chains: indices 0xfffe, 0xffff and 0.
+            let mut queue = queue(&mut guest, event_idx, 0xfffe);
+            queue.complete_together(&[(0, 1), (1, 1), (2, 1)]).unwrap();
+            queue.notify().unwrap();
+            queue.notify().unwrap();
+            assert_eq!(guest.interrupts.of_queue(0), expected, "event_idx {event_idx}, wish {wish:#x}");
+        }
+    }
 }
