@@ -131,7 +131,7 @@ fn sibling(name: &str) -> Option<&'static str> {
     // T4g came after T3; the others share their generation's number with an Intel or AMD family.
     let families = (1..=generation)
         .rev()
-        .flat_map(|number| ["i", "a", ""].map(|suffix| format!("{letter}{number}{suffix}.{size}")));
+        .flat_map(|number| ["i", "", "a"].map(|suffix| format!("{letter}{number}{suffix}.{size}")));
     families
         .filter_map(|candidate| rows().find(|row| name_of(row) == candidate).and_then(parse))
         .find(|candidate| candidate.arch == Arch::X86_64)
@@ -250,7 +250,7 @@ mod tests {
             "t4g.micro",
             &expect![[r#"
             instance type `t4g.micro` has arm64 processors, and only x86_64 machines can be run
-            Some("t3a.micro")"#]],
+            Some("t3.micro")"#]],
         );
         check(
             "m7gd.large",

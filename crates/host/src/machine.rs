@@ -1,0 +1,298 @@
+//! A machine process: `ec2vmm-vmm`, started with everything it may use as open descriptors.
+//!
+//! Invariants: the process inherits what its configuration names and nothing else; it ends when the
+//! [`Machine`] is dropped, and also when this process is killed, because its lifeline then closes.
+
+use std::{
+    fs::File,
+    io::{self, Seek, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use command_fds::CommandFdExt;
+use ec2vmm_vmm_api::{
+    FailureKind, MachineConfig,
+    config::{self, Fd, Identity},
+};
+use rustix::{
+    fs::MemfdFlags,
+    net::{AddressFamily, SocketFlags, SocketType},
+    pipe::PipeFlags,
+    process::{Pid, PidfdFlags},
+};
+
+use crate::{Explained, disks::Disk};
+
+/// What a machine is made of, all of it open.
+#[derive(Debug)]
+pub struct Parts {
+    /// `/dev/kvm`.
+    pub kvm: File,
+    /// What it says of itself.
+    pub identity: Identity,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// Where kernel, initrd and command line come from.
+    pub boot: Boot,
+    /// Disks in the order in which the guest finds them.
+    pub disks: Vec<Disk>,
+    /// Network interfaces in the order in which the guest finds them.
+    pub nets: Vec<Net>,
+    /// The listening socket that guest and host sockets meet at.
+    pub vsock: Option<OwnedFd>,
+    /// The listening socket for control.
+    pub control: Option<OwnedFd>,
+}
+
+/// [`config::Boot`] with open files.
+#[derive(Debug)]
+pub enum Boot {
+    /// From the first disk.
+    Disk {
+        /// Words added at the end of the command line.
+        append: Option<String>,
+    },
+    /// From files.
+    Files {
+        /// bzImage or ELF.
+        kernel: File,
+        /// Initial RAM disk.
+        initrd: Option<File>,
+        /// The whole command line.
+        cmdline: String,
+    },
+}
+
+/// [`config::Net`] with an open tap.
+#[derive(Debug)]
+pub struct Net {
+    /// See [`crate::tap`].
+    pub tap: File,
+    /// Hardware address.
+    pub mac: [u8; 6],
+}
+
+/// Why a machine process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program is nowhere.
+    #[error("cannot find the program {PROGRAM}")]
+    NoProgram,
+    /// The program does not start.
+    #[error("cannot start {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The host's system failed.
+    #[error("cannot prepare the machine process")]
+    Prepare(#[from] io::Error),
+}
+
+impl Explained for Error {
+    fn kind(&self) -> FailureKind {
+        FailureKind::Other
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoProgram => {
+                Some(format!("put {PROGRAM} beside ec2vmm or in PATH, or name it in the variable EC2VMM_VMM"))
+            }
+            Self::Start { .. } | Self::Prepare(_) => None,
+        }
+    }
+}
+
+/// Finds the program: beside the one that runs, else in `path`, a list as in the variable `PATH`.
+///
+/// # Errors
+/// [`Error::NoProgram`].
+pub fn find_program(path: Option<&std::ffi::OsStr>) -> Result<PathBuf, Error> {
+    let beside = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
+    let listed = path.into_iter().flat_map(std::env::split_paths);
+    beside
+        .into_iter()
+        .chain(listed)
+        .map(|folder| folder.join(PROGRAM))
+        .find(|program| program.is_file())
+        .ok_or(Error::NoProgram)
+}
+
+/// A running machine process.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    pidfd: OwnedFd,
+    lifeline: Option<OwnedFd>,
+    /// What the guest prints can be read, what is written the guest reads. Never waits.
+    pub console: OwnedFd,
+    /// [`ec2vmm_vmm_api::Event`]s, one a line. Never waits.
+    pub events: OwnedFd,
+    /// The process's own log. Never waits.
+    pub log: OwnedFd,
+}
+
+impl Machine {
+    /// Starts `program` in a process group of its own, so that the terminal's Ctrl-C is not for it.
+    ///
+    /// # Errors
+    /// [`Error::Start`], [`Error::Prepare`].
+    pub fn start(program: &Path, parts: Parts) -> Result<Self, Error> {
+        let (console, console_end) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(io::Error::from)?;
+        let (events, events_end) = pipe()?;
+        let (log, log_end) = pipe()?;
+        let (lifeline_end, lifeline) = pipe()?;
+        for ours in [&console, &events, &log] {
+            rustix::io::ioctl_fionbio(ours, true).map_err(io::Error::from)?;
+        }
+        let mut handed = Handed(Vec::new());
+        let mut config = handed.configure(parts);
+        config.console = Some(handed.hand(console_end));
+        config.events = Some(handed.hand(events_end));
+        config.lifeline = Some(handed.hand(lifeline_end));
+        // The command, and with it our copies of what is handed over, goes at the end of this function.
+        let mut command = Command::new(program);
+        command.stdin(document(&config)?).stdout(Stdio::null()).stderr(log_end).process_group(0);
+        command.preserved_fds(handed.0);
+        let child = command.spawn().map_err(|source| Error::Start { program: program.to_owned(), source })?;
+        let pidfd = match open_pidfd(&child) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                end(child);
+                return Err(error.into());
+            }
+        };
+        Ok(Self { child, pidfd, lifeline: Some(lifeline), console, events, log })
+    }
+
+    /// Readable when the process has ended.
+    pub fn as_ended(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Lets go of the lifeline: the process writes back what is to be written back, and ends.
+    pub fn release(&mut self) {
+        self.lifeline = None;
+    }
+
+    /// Ends the process at once.
+    ///
+    /// # Errors
+    /// None that can be expected: the process is our own.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()
+    }
+
+    /// How the process ended, if it has.
+    ///
+    /// # Errors
+    /// None that can be expected: the process is our own.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            // Both fail only for a process that is gone already.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// How a process ended, in words.
+pub fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => format!("ended: {status}"),
+    }
+}
+
+/// The descriptors that the process inherits, under the numbers that they have here.
+struct Handed(Vec<OwnedFd>);
+
+impl Handed {
+    fn hand(&mut self, descriptor: impl Into<OwnedFd>) -> Fd {
+        let descriptor = descriptor.into();
+        let number = descriptor.as_raw_fd();
+        self.0.push(descriptor);
+        number
+    }
+
+    fn configure(&mut self, parts: Parts) -> MachineConfig {
+        let Parts { kvm, identity, cpus, memory_mib, boot, disks, nets, vsock, control } = parts;
+        MachineConfig {
+            version: ec2vmm_vmm_api::VERSION,
+            kvm: self.hand(kvm),
+            identity,
+            cpus,
+            memory_mib,
+            boot: match boot {
+                Boot::Disk { append } => config::Boot::Disk { append },
+                Boot::Files { kernel, initrd, cmdline } => config::Boot::Files {
+                    kernel: self.hand(kernel),
+                    initrd: initrd.map(|initrd| self.hand(initrd)),
+                    cmdline,
+                },
+            },
+            disks: disks.into_iter().map(|disk| self.disk(disk)).collect(),
+            nets: nets.into_iter().map(|net| config::Net { tap: self.hand(net.tap), mac: net.mac }).collect(),
+            vsock: vsock.map(|listener| config::Vsock { cid: GUEST_CID, listener: self.hand(listener) }),
+            console: None,
+            control: control.map(|listener| self.hand(listener)),
+            events: None,
+            lifeline: None,
+        }
+    }
+
+    fn disk(&mut self, disk: Disk) -> config::Disk {
+        let Disk { layers, read_only, serial } = disk;
+        let layers = layers
+            .into_iter()
+            .map(|layer| config::Layer { fd: self.hand(layer.file), format: layer.format })
+            .collect();
+        config::Disk { layers, read_only, serial }
+    }
+}
+
+/// The configuration as a file to read: a pipe could fill up or break.
+fn document(config: &MachineConfig) -> io::Result<File> {
+    let mut file: File = rustix::fs::memfd_create("ec2vmm-config", MemfdFlags::CLOEXEC)?.into();
+    file.write_all(&serde_json::to_vec(config)?)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?)
+}
+
+fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
+}
+
+fn end(mut child: Child) {
+    // Both fail only for a process that is gone already.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The program of a machine process.
+pub const PROGRAM: &str = "ec2vmm-vmm";
+/// Context ids need only differ where machines share a device; here each has a socket of its own.
+const GUEST_CID: u32 = 3;

@@ -1,0 +1,213 @@
+//! Tap interfaces: one end of a cable whose other end is a machine's network card.
+//!
+//! Invariant: only an interface that exists is opened. The kernel's own call would make a new one of the
+//! same name, which nothing is plugged into.
+
+// The one ioctl that attaches to an interface has no safe wrapper.
+#![allow(unsafe_code, reason = "TUNSETIFF")]
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use ec2vmm_vmm_api::FailureKind;
+use rustix::{
+    fs::OFlags,
+    io::Errno,
+    ioctl::{self, Opcode, Updater},
+};
+
+use crate::Explained;
+
+/// Why a tap cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no interface of this name.
+    #[error("there is no network interface `{name}`")]
+    Missing {
+        /// As asked for.
+        name: String,
+    },
+    /// The interface is no tap.
+    #[error("network interface `{name}` is not a tap")]
+    NotATap {
+        /// As asked for.
+        name: String,
+    },
+    /// Another process holds it.
+    #[error("tap `{name}` is in use by another process")]
+    Busy {
+        /// As asked for.
+        name: String,
+    },
+    /// This user may not use it.
+    #[error("this user may not use tap `{name}`")]
+    Permission {
+        /// As asked for.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot open tap `{name}`")]
+    Open {
+        /// As asked for.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Explained for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Missing { .. } | Self::NotATap { .. } => FailureKind::NoTap,
+            Self::Busy { .. } => FailureKind::TapBusy,
+            Self::Permission { .. } => FailureKind::Permission,
+            Self::Open { .. } => FailureKind::Other,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Missing { name } => {
+                format!("make it with `ip tuntap add {name} mode tap && ip link set {name} up`")
+            }
+            Self::NotATap { .. } => "`ip tuntap show` lists the taps of this host".into(),
+            Self::Busy { .. } => "give each machine a tap of its own".into(),
+            Self::Permission { name, .. } => {
+                format!(
+                    "run as root, or make the tap for this user: `ip tuntap add {name} mode tap user $USER`"
+                )
+            }
+            Self::Open { .. } => "the tun driver may be missing: `modprobe tun`".into(),
+        })
+    }
+}
+
+/// An open tap.
+#[derive(Debug)]
+pub struct Tap {
+    /// Carries frames, each after a `virtio_net_hdr`; reading never waits.
+    pub file: File,
+    /// The interface is switched on.
+    pub is_up: bool,
+}
+
+/// Opens an existing tap.
+///
+/// # Errors
+/// [`Error`].
+pub fn open(name: &str) -> Result<Tap, Error> {
+    let found = Found::look(name)?;
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => Error::Permission { name: name.to_owned(), source },
+        _ if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+            Error::Busy { name: name.to_owned() }
+        }
+        _ => Error::Open { name: name.to_owned(), source },
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open("/dev/net/tun")
+        .map_err(failed)?;
+    let mut request =
+        Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (found.flags & IFF_MULTI_QUEUE));
+    // SAFETY: `Request` has the size and layout of the kernel's `struct ifreq`, which TUNSETIFF reads and writes.
+    let attach = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
+    // SAFETY: the opcode and the type belong together, see above; the kernel keeps no pointer.
+    unsafe { ioctl::ioctl(&file, attach) }.map_err(|errno| failed(errno.into()))?;
+    // Removed since we looked: then this one is new and goes with the descriptor.
+    match Found::look(name) {
+        Ok(attached) if attached.index == found.index => Ok(Tap { file, is_up: attached.is_up }),
+        _ => Err(Error::Missing { name: name.to_owned() }),
+    }
+}
+
+/// What the kernel tells about an interface without attaching to it.
+struct Found {
+    /// `IFF_*` of the tun driver.
+    flags: u16,
+    /// Never given to two interfaces.
+    index: u32,
+    is_up: bool,
+}
+
+impl Found {
+    fn look(name: &str) -> Result<Self, Error> {
+        let missing = || Error::Missing { name: name.to_owned() };
+        // The name becomes part of a path.
+        if name.is_empty() || name.len() >= IFNAMSIZ || name.starts_with('.') || name.contains('/') {
+            return Err(missing());
+        }
+        let folder = Path::new("/sys/class/net").join(name);
+        let index = read_number(&folder.join("ifindex")).ok_or_else(missing)?;
+        let link = read_number(&folder.join("flags")).ok_or_else(missing)?;
+        let flags = read_number(&folder.join("tun_flags"))
+            .and_then(|flags| u16::try_from(flags).ok())
+            .filter(|flags| flags & IFF_TAP != 0)
+            .ok_or_else(|| Error::NotATap { name: name.to_owned() })?;
+        Ok(Self { flags, index, is_up: link & IFF_UP != 0 })
+    }
+}
+
+/// A file of sysfs that holds one number, decimal or with `0x`.
+fn read_number(path: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(path).ok()?;
+    match text.trim().strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.trim().parse().ok(),
+    }
+}
+
+/// `struct ifreq` of linux/if.h, as far as TUNSETIFF looks at it.
+#[repr(C)]
+struct Request {
+    name: [u8; IFNAMSIZ],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+impl Request {
+    fn new(name: &str, flags: u16) -> Self {
+        let mut request = Self { name: [0; IFNAMSIZ], flags, rest: [0; 22] };
+        for (to, from) in request.name.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        request
+    }
+}
+
+const _: () = assert!(size_of::<Request>() == 40, "struct ifreq of a 64-bit kernel");
+
+// linux/if.h and linux/if_tun.h.
+const IFNAMSIZ: usize = 16;
+const IFF_UP: u32 = 0x1;
+const IFF_TAP: u16 = 0x0002;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+const TUNSETIFF: Opcode = ioctl::opcode::write::<i32>(b'T', 202);
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, open};
+
+    #[test]
+    fn nothing_is_made_for_a_wrong_name() {
+        for name in ["ec2vmm-none", "", ".", "..", "a/b", "a-name-longer-than-fifteen"] {
+            assert!(matches!(open(name), Err(Error::Missing { .. })), "{name}");
+        }
+        assert!(!std::path::Path::new("/sys/class/net/ec2vmm-none").exists());
+    }
+
+    #[test]
+    fn loopback_is_no_tap() {
+        assert!(matches!(open("lo"), Err(Error::NotATap { .. })));
+    }
+}
