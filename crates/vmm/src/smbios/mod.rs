@@ -12,20 +12,11 @@ use std::ops::Range;
 use ec2vmm_vmm_api::config::Identity;
 use thiserror::Error;
 
-/// What the tables say.
-#[derive(Clone, Copy, Debug)]
-pub struct System<'a> {
-    /// UUID, names, asset tag.
-    pub identity: &'a Identity,
-    /// vCPUs, all in one socket.
-    pub cpus: u8,
-    /// Guest-physical addresses of memory, each a whole number of KiB.
-    pub ram: &'a [Range<u64>],
-}
+use crate::x86_64::layout;
 
 /// Why there are no tables.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
-pub enum SmbiosError {
+pub enum TablesError {
     /// A text that the tables cannot hold.
     #[error("{field} {text:?}: not 1 to {TEXT_BYTES_MAX} printable ASCII characters")]
     Text {
@@ -44,12 +35,27 @@ pub enum SmbiosError {
     },
 }
 
-/// The bytes to place at the start of `place`, which is 16-aligned: the 64-bit entry point, then the
-/// structure table.
+/// The bytes to place at the start of [`layout::SMBIOS`]: the 64-bit entry point, then the structure
+/// table. `cpus` are all in one socket; `memory_mib` is at [`layout::ram`].
 ///
 /// # Errors
-/// [`SmbiosError`].
-pub fn tables(system: &System<'_>, place: &Range<u64>) -> Result<Vec<u8>, SmbiosError> {
+/// [`TablesError`].
+pub fn tables(identity: &Identity, cpus: u8, memory_mib: u64) -> Result<Vec<u8>, TablesError> {
+    tables_at(&System { identity, cpus, ram: &layout::ram(memory_mib) }, &layout::SMBIOS)
+}
+
+/// What the tables say.
+#[derive(Clone, Copy, Debug)]
+struct System<'a> {
+    /// UUID, names, asset tag.
+    identity: &'a Identity,
+    /// vCPUs, all in one socket.
+    cpus: u8,
+    /// Guest-physical addresses of memory, each a whole number of KiB.
+    ram: &'a [Range<u64>],
+}
+
+fn tables_at(system: &System<'_>, place: &Range<u64>) -> Result<Vec<u8>, TablesError> {
     check_text("manufacturer", &system.identity.manufacturer)?;
     check_text("product", &system.identity.product)?;
     if let Some(tag) = &system.identity.asset_tag {
@@ -62,7 +68,7 @@ pub fn tables(system: &System<'_>, place: &Range<u64>) -> Result<Vec<u8>, Smbios
     let (bytes, limit) = ((TABLE_OFFSET + table.len()) as u64, place.end.saturating_sub(place.start));
     let table_bytes = match u32::try_from(table.len()) {
         Ok(table_bytes) if bytes <= limit => table_bytes,
-        _ => return Err(SmbiosError::TooLarge { bytes, limit }),
+        _ => return Err(TablesError::TooLarge { bytes, limit }),
     };
     let mut placed = entry_point(table_bytes, place.start + TABLE_OFFSET as u64);
     placed.append(&mut table);
@@ -85,12 +91,12 @@ fn entry_point(table_bytes: u32, table_address: u64) -> Vec<u8> {
 }
 
 /// Refuses what a guest would read otherwise than it was given. Guests trim spaces at both ends.
-fn check_text(field: &'static str, text: &str) -> Result<(), SmbiosError> {
+fn check_text(field: &'static str, text: &str) -> Result<(), TablesError> {
     let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if printable && (1..=TEXT_BYTES_MAX).contains(&text.len()) && text.trim() == text {
         return Ok(());
     }
-    Err(SmbiosError::Text { field, text: text.chars().take(TEXT_BYTES_MAX).collect() })
+    Err(TablesError::Text { field, text: text.chars().take(TEXT_BYTES_MAX).collect() })
 }
 
 const TEXT_BYTES_MAX: usize = 64;

@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::x86_64::layout;
 
 const PLACE: Range<u64> = 0..0x1_0000;
 
@@ -21,7 +20,7 @@ fn identity() -> Identity {
 /// What `dmidecode` reads from the tables. At address 0 they are a dump as it writes one.
 fn dmidecode(cpus: u8, memory_mib: u64, arguments: &[&str]) -> String {
     let ram = layout::ram(memory_mib);
-    let bytes = tables(&System { identity: &identity(), cpus, ram: &ram }, &PLACE).unwrap();
+    let bytes = tables_at(&System { identity: &identity(), cpus, ram: &ram }, &PLACE).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let dump = folder.path().join("dump");
     fs::write(&dump, bytes).unwrap();
@@ -176,8 +175,8 @@ fn texts_that_a_guest_would_read_otherwise_are_refused() {
         for set in texts {
             let mut identity = identity();
             set(&mut identity, text);
-            let refused = tables(&System { identity: &identity, cpus: 1, ram: &ram }, &PLACE);
-            assert!(matches!(refused, Err(SmbiosError::Text { .. })), "{text:?}");
+            let refused = tables_at(&System { identity: &identity, cpus: 1, ram: &ram }, &PLACE);
+            assert!(matches!(refused, Err(TablesError::Text { .. })), "{text:?}");
         }
     }
 }
@@ -186,9 +185,9 @@ fn texts_that_a_guest_would_read_otherwise_are_refused() {
 fn a_place_too_small_is_refused() {
     let (identity, ram) = (identity(), layout::ram(1024));
     let system = System { identity: &identity, cpus: 1, ram: &ram };
-    let bytes = tables(&system, &PLACE).unwrap().len() as u64;
-    assert!(tables(&system, &(0..bytes)).is_ok());
-    assert_eq!(tables(&system, &(0..bytes - 1)), Err(SmbiosError::TooLarge { bytes, limit: bytes - 1 }));
+    let bytes = tables_at(&system, &PLACE).unwrap().len() as u64;
+    assert!(tables_at(&system, &(0..bytes)).is_ok());
+    assert_eq!(tables_at(&system, &(0..bytes - 1)), Err(TablesError::TooLarge { bytes, limit: bytes - 1 }));
 }
 
 proptest! {
@@ -204,7 +203,7 @@ proptest! {
         }
         let place = address << 4..(address << 4) + 0x1_0000;
         let ram = layout::ram(mib);
-        let bytes = tables(&System { identity: &identity, cpus, ram: &ram }, &place).unwrap();
+        let bytes = tables_at(&System { identity: &identity, cpus, ram: &ram }, &place).unwrap();
         prop_assert_eq!(bytes[..24].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
         prop_assert_eq!(&bytes[16..24], &(place.start + 32).to_le_bytes());
         let mut rest = &bytes[32..];

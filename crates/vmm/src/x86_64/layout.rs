@@ -22,7 +22,7 @@
 //!
 //! | ports | line | what |
 //! |---|---|---|
-//! | `0x070..0x072` | 8 | [`RTC_PORTS`], clock and its RAM |
+//! | `0x070..0x072` | | [`RTC_PORTS`], clock and its RAM |
 //! | `0x3f8..0x400` | 4 | [`COM1_PORTS`], 16550 |
 //! | `0x600..0x603` | 16 | [`ACPI_PORTS`], sleep and event registers |
 //! | `0xcf9` | | [`RESET_PORT`] |
@@ -79,8 +79,6 @@ pub const COM1_PORTS: Range<u16> = 0x3f8..0x400;
 pub const COM1_GSI: u32 = 4;
 /// Index and data port of the clock.
 pub const RTC_PORTS: Range<u16> = 0x70..0x72;
-/// Its line, edge-triggered.
-pub const RTC_GSI: u32 = 8;
 /// Sleep control, sleep status and event status, a byte each.
 pub const ACPI_PORTS: Range<u16> = 0x600..0x603;
 /// `SLEEP_CONTROL_REG` (ACPI 6.5, 4.8.3.7).

@@ -33,6 +33,7 @@ pub(super) fn fadt(dsdt: u64) -> FADT {
         .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless);
+    fadt.century = CENTURY_INDEX;
     fadt.iapc_boot_arch = (VGA_NOT_PRESENT | NO_ASPM).into();
     fadt.reset_reg = port(layout::RESET_PORT);
     fadt.reset_value = RESET_VALUE;
@@ -90,6 +91,9 @@ impl Aml for LocalApicNmi {
 fn port(number: u16) -> GAS {
     GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, number.into())
 }
+
+/// Where the clock's memory holds the century, as PCs have it.
+const CENTURY_INDEX: u8 = 0x32;
 
 // IAPC_BOOT_ARCH (ACPI 6.5, table 5.11). Left clear: LEGACY_DEVICES, 8042, and CMOS_RTC_NOT_PRESENT,
 // because there is a clock.

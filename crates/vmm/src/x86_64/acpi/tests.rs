@@ -245,6 +245,7 @@ fn the_fadt_claims_no_legacy_hardware() {
             "Reduced",
             "cause",
             "RTC wake",
+            "Century",
             "Register",
             "0CF9",
             "0600",
@@ -259,6 +260,7 @@ fn the_fadt_claims_no_legacy_hardware() {
             PM1A Event Block Address : 00000000
             PM1B Event Block Address : 00000000
             PM Timer Block Address : 00000000
+            RTC Century Index : 32
             Boot Flags (decoded below) : 0014
             Legacy Devices Supported (V2) : 0
             8042 Present on ports 60/64 (V2) : 0
