@@ -29,6 +29,16 @@ impl<C: WallClock> Rtc<C> {
         Self { clock, state: State::default() }
     }
 
+    /// A clock that goes on from `state`, as after a snapshot.
+    pub fn from_state(clock: C, state: State) -> Self {
+        Self { clock, state }
+    }
+
+    /// What the guest has set.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
     /// Reads a port: 0 is the index, 1 the data.
     pub fn read(&self, port: u8) -> u8 {
         match port {
@@ -311,6 +321,8 @@ mod tests {
         now.fetch_add(2_000, Ordering::SeqCst);
         assert_eq!(shown(&mut rtc), "2000-01-01 00:00:00 day 7");
         rtc.reset();
+        assert_eq!(shown(&mut rtc), "2000-01-01 00:00:00 day 7");
+        let mut rtc = Rtc::from_state(rtc.clock.clone(), rtc.state());
         assert_eq!(shown(&mut rtc), "2000-01-01 00:00:00 day 7");
     }
 

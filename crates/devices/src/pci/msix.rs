@@ -98,7 +98,7 @@ impl MsixTable {
     /// The guest reads the pending bits: a vector that has fired while it could not be sent.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in (offset..=u64::MAX).zip(data) {
             for bit in 0..8 {
                 let vector = at.saturating_mul(8).saturating_add(bit);
                 let vector = usize::try_from(vector).unwrap_or(usize::MAX);
