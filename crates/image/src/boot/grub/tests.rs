@@ -1,0 +1,1 @@
+//! GRUB configurations in the shape that distributions write them.
