@@ -6,6 +6,7 @@ pub mod block;
 pub mod buffers;
 pub mod config_space;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

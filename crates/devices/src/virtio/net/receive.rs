@@ -1,0 +1,170 @@
+//! From the port to the driver.
+//!
+//! The driver's buffers are taken from its queue ahead of the frame, so that the kernel can write the
+//! frame into them. What of a frame does not fit goes to `spill`, and the frame waits, parked, for more
+//! buffers.
+
+use std::{collections::VecDeque, io, sync::Arc};
+
+use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port};
+use crate::virtio::{Buffers, GuestFault, VirtQueue};
+
+pub(super) struct Receiver {
+    queue: VirtQueue,
+    mergeable: bool,
+    /// Bytes of buffers to have at hand before a frame is taken.
+    wanted: u64,
+    /// Chains taken from the queue, and their lengths.
+    chains: VecDeque<(u16, u32)>,
+    /// The buffers of `chains`, one after the other.
+    room: Buffers,
+    /// What a driver puts before the buffers that it lets us write: nothing, if it is right.
+    stray: Buffers,
+    spill: Vec<u8>,
+    parked: Option<Frame>,
+    /// The chains of one frame, kept for the allocation.
+    used: Vec<(u16, u32)>,
+}
+
+/// A frame at the beginning of `room`, and from `filled` bytes on in `spill`.
+#[derive(Clone, Copy)]
+struct Frame {
+    len: u64,
+    filled: u64,
+}
+
+impl Receiver {
+    pub(super) fn new(queue: VirtQueue, mergeable: bool, large_frames: bool) -> Self {
+        Self {
+            mergeable,
+            wanted: if large_frames { FRAME_MAX } else { FRAME_USUAL },
+            chains: VecDeque::new(),
+            room: Buffers::new(Arc::clone(queue.memory())),
+            stray: Buffers::new(Arc::clone(queue.memory())),
+            // As large as a frame: then nothing is ever cut off.
+            spill: vec![0; usize::try_from(FRAME_MAX).unwrap_or(0)],
+            parked: None,
+            used: Vec::new(),
+            queue,
+        }
+    }
+
+    /// Move frames until the port has no more, the driver has no more room, or it is others' turn: then
+    /// it returns true.
+    pub(super) fn run(&mut self, port: &mut impl Port, counters: &mut Counters) -> Result<bool, GuestFault> {
+        if !self.queue.is_ready() {
+            return Ok(false);
+        }
+        self.queue.disable_kicks()?;
+        let mut more = true;
+        for _ in 0..FRAMES_PER_WAKE {
+            if !self.step(port, counters)? {
+                more = false;
+                break;
+            }
+        }
+        self.queue.notify()?;
+        Ok(more)
+    }
+
+    /// One frame. False: there is none, or no room for it until the driver kicks.
+    fn step(&mut self, port: &mut impl Port, counters: &mut Counters) -> Result<bool, GuestFault> {
+        let full = self.gather(counters)?;
+        if let Some(frame) = self.parked {
+            if frame.len <= self.room.len() {
+                let rest = usize::try_from(frame.len - frame.filled).unwrap_or(usize::MAX);
+                self.room.write_at(frame.filled, self.spill.get(..rest).unwrap_or(&[]));
+                self.parked = None;
+                self.deliver(frame.len, counters)?;
+            } else if full {
+                // Its buffers hold part of it, which the next frame writes over.
+                self.parked = None;
+                counters.rx_dropped += 1;
+            } else {
+                return self.queue.enable_kicks();
+            }
+            return Ok(true);
+        }
+        if self.chains.is_empty() {
+            return self.queue.enable_kicks();
+        }
+        match port.receive(&self.room, &mut self.spill) {
+            Ok(len) if (len as u64) < HEADER_LEN => counters.rx_dropped += 1,
+            Ok(len) if len as u64 > self.room.len() => {
+                self.parked = Some(Frame { len: len as u64, filled: self.room.len() });
+            }
+            Ok(len) => self.deliver(len as u64, counters)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => {
+                counters.note("receive", &error);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Take buffers from the queue until there are enough, or none are left, or one was refused. True: no
+    /// more can be taken, whatever the driver adds.
+    fn gather(&mut self, counters: &mut Counters) -> Result<bool, GuestFault> {
+        let enough = self.parked.map_or(self.wanted, |frame| frame.len);
+        let most = if self.mergeable { usize::from(self.queue.size()) } else { 1 };
+        while self.room.len() < enough {
+            if self.chains.len() >= most {
+                return Ok(true);
+            }
+            let Some(chain) = self.queue.pop()? else { break };
+            let head = chain.head_index();
+            let before = self.room.len();
+            self.stray.clear();
+            let (_, outcome) = Buffers::gather(chain, &mut self.stray, &mut self.room);
+            let len = u32::try_from(self.room.len() - before);
+            match len {
+                Ok(len @ 1..) if outcome.is_ok() && self.stray.is_empty() => {
+                    if self.room.segments() <= PIECES_MAX {
+                        self.chains.push_back((head, len));
+                        continue;
+                    }
+                    self.room.truncate(before);
+                    if !self.chains.is_empty() {
+                        // It comes after what is here has been used.
+                        self.queue.undo_pop();
+                        return Ok(true);
+                    }
+                }
+                _ => self.room.truncate(before),
+            }
+            counters.refused += 1;
+            self.queue.complete(head, 0)?;
+            // A driver that never stops must not keep us here.
+            break;
+        }
+        Ok(false)
+    }
+
+    /// Give the driver the frame of `len` bytes that lies at the beginning of `room`.
+    fn deliver(&mut self, len: u64, counters: &mut Counters) -> Result<(), GuestFault> {
+        let (mut left, mut spent) = (len, 0);
+        self.used.clear();
+        while left > 0
+            && let Some((head, room)) = self.chains.pop_front()
+        {
+            // Not more than `room`, so it fits.
+            let taken = u32::try_from(left.min(u64::from(room))).unwrap_or(room);
+            self.used.push((head, taken));
+            left -= u64::from(taken);
+            spent += u64::from(room);
+        }
+        let count = u16::try_from(self.used.len()).unwrap_or(u16::MAX);
+        self.room.write_at(NUM_BUFFERS, &count.to_le_bytes());
+        self.room.advance(spent);
+        counters.rx_frames += 1;
+        counters.rx_bytes += len - HEADER_LEN;
+        self.queue.complete_together(&self.used)
+    }
+}
+
+/// Enough for the frames of an Ethernet that offloads nothing, in bytes.
+const FRAME_USUAL: u64 = 2048;
+/// Where `num_buffers` is in the header.
+const NUM_BUFFERS: u64 = 10;
