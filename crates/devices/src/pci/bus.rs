@@ -79,11 +79,16 @@ impl PciBus {
         }
     }
 
-    /// Takes a function out of its slot; it goes when the last access to it has ended. The host bridge
-    /// stays. Whether there was one.
+    /// Takes a function out of its slot and makes it as born, so that nothing of the host's is held for
+    /// it any more. The host bridge stays. Whether there was one.
     pub fn remove(&self, slot: u8) -> bool {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        slot != 0 && table.slots.get_mut(usize::from(slot)).is_some_and(|slot| slot.take().is_some())
+        let taken = {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            table.slots.get_mut(usize::from(slot)).filter(|_| slot != 0).and_then(Option::take)
+        };
+        let Some(slot) = taken else { return false };
+        lock(&slot.function).reset();
+        true
     }
 
     /// A vCPU reads the ECAM window. A function that is not there reads as all ones.

@@ -58,6 +58,8 @@ impl Link {
     /// The loop has reset the device.
     pub fn reset_done(&self) {
         if self.resetting.load(Ordering::Acquire) {
+            // What the device still raised before it heard of the reset is of the past.
+            self.isr.store(0, Ordering::Relaxed);
             self.status.store(0, Ordering::Relaxed);
             self.resetting.store(false, Ordering::Release);
         }

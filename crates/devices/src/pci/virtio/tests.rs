@@ -399,6 +399,21 @@ fn a_machine_reset_makes_it_as_born() {
 }
 
 #[test]
+fn a_device_that_is_pulled_lets_go_of_the_host() {
+    let machine = Machine::active();
+    machine.link.used(0);
+    assert!(machine.bus.remove(3));
+    let expected =
+        [Told::Reset, Told::Kicks(None), Told::Route(0, None), Told::Route(1, None), Told::Route(2, None)];
+    assert_eq!(machine.wiring.take(), expected);
+    assert_eq!(machine.fired(), [0; 0], "nothing is left over");
+    assert_eq!(machine.config_read(0, 4), 0xffff_ffff);
+    machine.link.needs_reset();
+    machine.link.reset_done();
+    assert_eq!(machine.link.status(), 0);
+}
+
+#[test]
 fn the_window_of_config_space_reaches_the_registers() {
     let machine = Machine::new();
     let window = machine.capability(9, Some(5));
