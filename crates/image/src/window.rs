@@ -37,7 +37,7 @@ impl Budget {
     }
 
     fn spend(&self, bytes: u64) -> io::Result<()> {
-        let cost = bytes.max(READ_COST);
+        let cost = bytes.max(COST_MIN);
         let left =
             self.0.get().checked_sub(cost).ok_or_else(|| {
                 io::Error::other(format!("gave up after reading {} MiB", BUDGET_BYTES >> 20))
@@ -71,7 +71,10 @@ impl Window {
             return self.disk.read_at(buffer, self.start + offset);
         }
         let mut recent = self.recent.borrow_mut();
-        if !recent.copy_to(buffer, offset) {
+        if recent.copy_to(buffer, offset) {
+            // Not read again, but looked at again.
+            self.budget.spend(buffer.len() as u64)?;
+        } else {
             let start = offset - offset % SMALL_ALIGN;
             let len = (RECENT_BYTES as u64 + SMALL_ALIGN).min(self.size - start);
             self.budget.spend(len)?;
@@ -83,6 +86,11 @@ impl Window {
             }
         }
         Ok(())
+    }
+
+    /// Charges `bytes` to the budget, for what costs memory rather than reading.
+    pub(crate) fn charge(&self, bytes: u64) -> io::Result<()> {
+        self.budget.spend(bytes)
     }
 
     /// The `len` bytes from byte `offset` of the window.
@@ -101,8 +109,8 @@ impl Recent {
     }
 }
 
-const BUDGET_BYTES: u64 = 4 << 30;
+const BUDGET_BYTES: u64 = 8 << 30;
 /// What a read costs at least: many small reads take time too.
-const READ_COST: u64 = 4096;
+const COST_MIN: u64 = 512;
 const RECENT_BYTES: usize = 16 * 1024;
 const SMALL_ALIGN: u64 = 512;

@@ -35,7 +35,7 @@ impl Volumes {
                 TableKind::Mbr => format!("hd0,msdos{}", partition.number),
                 TableKind::None => "hd0".to_owned(),
             };
-            let files = readable.then(|| Files::open(window));
+            let files = readable.then(|| Files::open(&window));
             volumes.push(Volume { partition: partition.clone(), filesystem, device, files });
         }
         Ok(Self(volumes))

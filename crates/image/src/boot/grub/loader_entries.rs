@@ -23,7 +23,7 @@ pub(super) fn add(machine: &mut Machine<'_>) -> Result<bool, GrubError> {
         }
         entries.sort_by(|a, b| loader_spec::compare_names(&b.id, &a.id));
         for entry in entries {
-            let script = script(machine, &entry);
+            let script = script(machine, &entry)?;
             machine.add_entry(&entry.title(), &entry.id, &script)?;
         }
         return Ok(true);
@@ -31,25 +31,27 @@ pub(super) fn add(machine: &mut Machine<'_>) -> Result<bool, GrubError> {
     Ok(false)
 }
 
-fn script(machine: &Machine<'_>, entry: &EntryFile) -> String {
-    let mut options = entry.all("options").map(|line| expand(machine, line)).collect::<Vec<_>>().join(" ");
+fn script(machine: &Machine<'_>, entry: &EntryFile) -> Result<String, GrubError> {
+    let expand_all = |key| expand(machine, &entry.all(key).collect::<Vec<_>>().join(" "));
+    let mut options = expand_all("options")?;
     if options.is_empty() {
         machine.get("default_kernelopts").clone_into(&mut options);
     }
     let mut script = format!("linux ($root){} {options}\n", entry.get("linux").unwrap_or_default());
-    let initrds: Vec<String> = entry
-        .all("initrd")
-        .flat_map(|line| expand(machine, line).split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-        .map(|path| format!(" ($root){path}"))
-        .collect();
+    let initrds = expand_all("initrd")?;
     if !initrds.is_empty() {
-        script.push_str(&format!("initrd{}\n", initrds.concat()));
+        script.push_str("initrd");
+        for path in initrds.split_whitespace() {
+            script.push_str(" ($root)");
+            script.push_str(path);
+        }
+        script.push('\n');
     }
-    script
+    Ok(script)
 }
 
 /// Puts `$name` values in; all else stays as it is.
-fn expand(machine: &Machine<'_>, line: &str) -> String {
+fn expand(machine: &Machine<'_>, line: &str) -> Result<String, GrubError> {
     let mut pieces = line.split('$');
     let mut text = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
@@ -57,6 +59,11 @@ fn expand(machine: &Machine<'_>, line: &str) -> String {
         let (name, rest) = piece.split_at(end);
         text.push_str(machine.get(name));
         text.push_str(rest);
+        if text.len() > LINE_BYTES_MAX {
+            return Err(GrubError::Endless);
+        }
     }
-    text
+    Ok(text)
 }
+
+const LINE_BYTES_MAX: usize = 128 * 1024;

@@ -289,13 +289,12 @@ impl<'a> Machine<'a> {
     fn source(&mut self, arguments: &[String]) -> Result<bool, GrubError> {
         let Some(place) = arguments.first().and_then(|name| self.place(name)) else { return Ok(false) };
         let Some(bytes) = self.places.read(&place, super::CONFIG_BYTES_MAX)? else { return Ok(false) };
-        self.spend(bytes.len() as u64 / 16)?;
         self.run_text(&String::from_utf8_lossy(&bytes))?;
         Ok(self.succeeded)
     }
 
     fn run_text(&mut self, text: &str) -> Result<(), GrubError> {
-        self.spend(text.len() as u64 / 16)?;
+        self.spend(text.len() as u64 / 2)?;
         let block = parse(text)?;
         self.block(&block).map(|_| ())
     }
