@@ -126,18 +126,9 @@ impl MsixTable {
         let on = *enabled && !*all_masked;
         let entries = table.chunks_exact(ENTRY_LEN).map(|entry| message(entry).filter(|_| on));
         for (((vector, eventfd), sent), now) in (0u16..).zip(self.eventfds.iter()).zip(sent).zip(entries) {
-            if *sent == now {
-                continue;
+            if *sent != now {
+                result = result.and(switch(eventfd, sent, now, |message| route(vector, message)));
             }
-            let kept = sent.is_none() && take(eventfd);
-            let routed = route(vector, now);
-            if routed.is_ok() {
-                *sent = now;
-            }
-            if kept {
-                fire(eventfd);
-            }
-            result = result.and(routed);
         }
         result
     }
@@ -168,6 +159,31 @@ impl MsixTable {
         }
         pending
     }
+}
+
+/// Makes a vector send something else. What fires meanwhile is kept in its eventfd.
+fn switch(
+    eventfd: &EventFd,
+    sent: &mut Option<MsiMessage>,
+    now: Option<MsiMessage>,
+    mut route: impl FnMut(Option<MsiMessage>) -> io::Result<()>,
+) -> io::Result<()> {
+    if sent.is_some() {
+        route(None)?;
+        *sent = None;
+    }
+    if now.is_some() {
+        let kept = take(eventfd);
+        let routed = route(now);
+        if routed.is_ok() {
+            *sent = now;
+        }
+        if kept {
+            fire(eventfd);
+        }
+        return routed;
+    }
+    Ok(())
 }
 
 /// Fires a vector.

@@ -31,7 +31,9 @@ impl Kvm {
 
     fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
         self.poll();
-        self.state.lock().unwrap().0[usize::from(vector)] = message;
+        let attached = &mut self.state.lock().unwrap().0[usize::from(vector)];
+        assert_ne!(attached.is_some(), message.is_some(), "attached twice, or detached twice");
+        *attached = message;
         Ok(())
     }
 
@@ -102,6 +104,16 @@ fn a_masked_vector_is_pending_until_it_is_unmasked() {
     kvm.mask(&mut table, 1, true);
     kvm.mask(&mut table, 1, false);
     assert_eq!(kvm.delivered(), [0; 0], "once");
+}
+
+#[test]
+fn a_message_changes_while_it_is_unmasked() {
+    let (kvm, mut table) = ready();
+    table.write(8, &88u32.to_le_bytes());
+    fire(&kvm.eventfds[0]);
+    kvm.apply(&mut table);
+    fire(&kvm.eventfds[0]);
+    assert_eq!(kvm.delivered(), [0, 88]);
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub const BAR_LEN: u64 = 0x8000;
 /// What the transport needs from whoever owns KVM and the event loop. Called on vCPU threads with the
 /// function locked: it must not call the bus.
 pub trait Wiring: Send {
-    /// MSI-X `vector` now sends this message, or nothing.
+    /// MSI-X `vector` now sends this message, or nothing. Messages and nothing take turns: a vector that
+    /// changes its message is told nothing in between. At first it is nothing.
     ///
     /// While it sends nothing, a write to its eventfd ([`Link::eventfds`]) must stay in the eventfd, and
     /// be delivered by the next message: so take the irqfd off the eventfd (`KVM_IRQFD` with
