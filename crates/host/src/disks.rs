@@ -6,14 +6,13 @@
 //! throw-away overlay goes to a file without a name, which nothing can leave behind.
 
 use std::{
-    ffi::OsStr,
     fs::File,
     io::{self, Seek},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use ec2vmm_image::{ErrorKind, Layer};
+use ec2vmm_image::{DiskError, ErrorKind, Layer, OpenError};
 use ec2vmm_vmm_api::{FailureKind, config::Format};
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
@@ -69,21 +68,16 @@ pub struct OpenLayer {
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be opened, or is no disk.
+    /// The file, or one beneath it, cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The files are no disk.
     #[error("{}", path.display())]
-    Image {
+    NotADisk {
         /// The file asked for.
         path: PathBuf,
         /// Why.
-        source: ec2vmm_image::Error,
-    },
-    /// A folder, a pipe, ...
-    #[error("{} is not a disk image: it is {what}", path.display())]
-    NotAFile {
-        /// The file asked for.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
+        source: DiskError,
     },
     /// A qcow2 file that nobody called one.
     #[error("{} starts like a qcow2 file, but its name does not say so", path.display())]
@@ -136,8 +130,8 @@ pub struct Holder {
 impl Explained for Error {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Image { source, .. } => failure_kind(source.kind()),
-            Self::NotAFile { .. } => FailureKind::NotADisk,
+            Self::Open(error) => failure_kind(error.kind()),
+            Self::NotADisk { source, .. } => failure_kind(source.kind()),
             Self::FormatNotSaid { .. } => FailureKind::Usage,
             Self::InUse { .. } => FailureKind::DiskInUse,
             Self::Scratch { .. } => FailureKind::Other,
@@ -147,7 +141,8 @@ impl Explained for Error {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Image { source, .. } => source.hint(),
+            Self::Open(error) => error.hint(),
+            Self::NotADisk { source, .. } => source.hint(),
             Self::FormatNotSaid { .. } => {
                 Some("say which it is: `--format qcow2`, or `--format raw` for the bytes as they are".into())
             }
@@ -158,7 +153,7 @@ impl Explained for Error {
                 Some("it is being written to: end that machine first".into())
             }
             Self::Scratch { .. } => Some("name a folder with room in the variable TMPDIR".into()),
-            Self::NotAFile { .. } | Self::Io { .. } => None,
+            Self::Io { .. } => None,
         }
     }
 }
@@ -184,10 +179,8 @@ pub fn failure_kind(kind: ErrorKind) -> FailureKind {
 /// [`Error`].
 pub fn open(wanted: &Wanted, scratch: &Path) -> Result<Disk, Error> {
     let path = &wanted.path;
-    let mut layers = open_layers(path, wanted.format, wanted.writes == Writes::Kept)?;
-    for (index, layer) in layers.iter().enumerate() {
-        lock(path, &layer.file, index == 0 && wanted.writes == Writes::Kept)?;
-    }
+    let keeps = wanted.writes == Writes::Kept;
+    let mut layers = open_locked(path, wanted.format, keeps)?;
     if wanted.writes == Writes::Discarded {
         let overlay = overlay(path, &layers, scratch)?;
         layers.insert(0, overlay);
@@ -202,39 +195,22 @@ pub fn open(wanted: &Wanted, scratch: &Path) -> Result<Disk, Error> {
 /// # Errors
 /// [`Error`].
 pub fn open_to_inspect(path: &Path, format: Option<Format>) -> Result<ec2vmm_image::Disk, Error> {
-    let layers = open_layers(path, format, false)?;
-    for layer in &layers {
-        lock(path, &layer.file, false)?;
-    }
-    ec2vmm_image::Disk::open(layers, false).map_err(|error| of_image(path, error))
+    let layers = open_locked(path, format, false)?;
+    ec2vmm_image::Disk::open(layers, false)
+        .map_err(|source| Error::NotADisk { path: path.to_owned(), source })
 }
 
-fn open_layers(path: &Path, format: Option<Format>, write: bool) -> Result<Vec<Layer>, Error> {
-    check_file(path)?;
-    let by_name = if path.extension() == Some(OsStr::new("qcow2")) { Format::Qcow2 } else { Format::Raw };
-    let layers = ec2vmm_image::open_chain(path, understand(format.unwrap_or(by_name)), write)
-        .map_err(|error| of_image(path, error))?;
-    let looks_like_qcow2 = layers.first().is_some_and(|layer| starts_with_magic(&layer.file));
-    match format.is_none() && by_name == Format::Raw && looks_like_qcow2 {
-        true => Err(Error::FormatNotSaid { path: path.to_owned() }),
-        false => Ok(layers),
+fn open_locked(path: &Path, format: Option<Format>, write: bool) -> Result<Vec<Layer>, Error> {
+    let layers = ec2vmm_image::open_chain(path, format.map(understand), write)?;
+    let hides_qcow2 =
+        |layer: &Layer| layer.format == ec2vmm_image::Format::Raw && starts_with_magic(&layer.file);
+    if format.is_none() && layers.first().is_some_and(|(_, layer)| hides_qcow2(layer)) {
+        return Err(Error::FormatNotSaid { path: path.to_owned() });
     }
-}
-
-/// Refuses what is no file before it is opened: opening a pipe would wait for its other end.
-fn check_file(path: &Path) -> Result<(), Error> {
-    let Ok(found) = path.metadata() else {
-        return Ok(()); // Opening it says why, and better.
-    };
-    let kind = found.file_type();
-    let what = match () {
-        () if kind.is_file() || kind.is_block_device() => return Ok(()),
-        () if kind.is_dir() => "a folder",
-        () if kind.is_fifo() => "a pipe",
-        () if kind.is_socket() => "a socket",
-        () => "a character device",
-    };
-    Err(Error::NotAFile { path: path.to_owned(), what })
+    for (index, (path, layer)) in layers.iter().enumerate() {
+        lock(path, &layer.file, write && index == 0)?;
+    }
+    Ok(layers.into_iter().map(|(_, layer)| layer).collect())
 }
 
 fn lock(path: &Path, file: &File, to_write: bool) -> Result<(), Error> {
@@ -276,8 +252,8 @@ fn overlay(path: &Path, layers: &[Layer], scratch: &Path) -> Result<Layer, Error
         .iter()
         .map(|layer| Ok(Layer { file: layer.file.try_clone()?, format: layer.format }))
         .collect();
-    let base =
-        ec2vmm_image::Disk::open(copies.map_err(failed)?, false).map_err(|error| of_image(path, error))?;
+    let base = ec2vmm_image::Disk::open(copies.map_err(failed)?, false)
+        .map_err(|source| Error::NotADisk { path: path.to_owned(), source })?;
     let scratched = |source| Error::Scratch { folder: scratch.to_owned(), source };
     let mut file = unnamed_file(scratch).map_err(scratched)?;
     ec2vmm_image::create_overlay(file.try_clone().map_err(scratched)?, base.size()).map_err(scratched)?;
@@ -301,10 +277,6 @@ fn named_and_removed(folder: &Path) -> io::Result<File> {
     let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
     std::fs::remove_file(&path)?;
     Ok(file.into())
-}
-
-fn of_image(path: &Path, error: impl Into<ec2vmm_image::Error>) -> Error {
-    Error::Image { path: path.to_owned(), source: error.into() }
 }
 
 fn starts_with_magic(file: &File) -> bool {

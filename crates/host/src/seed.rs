@@ -340,12 +340,18 @@ mod tests {
                 DIR/key.pub holds a private key
                 private keys stay with you: give the public one, most likely DIR/key.pub.pub, or get it with `ssh-keygen -y -f DIR/key.pub`"#]],
         );
-        check_key("ssh-dss AAAA\n", &expect![[r#"
+        check_key(
+            "ssh-dss AAAA\n",
+            &expect![[r#"
             DIR/key.pub, line 1: not a known type of public key
-            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]]);
-        check_key("ssh-ed25519\n", &expect![[r#"
+            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]],
+        );
+        check_key(
+            "ssh-ed25519\n",
+            &expect![[r#"
             DIR/key.pub, line 1: the key itself is missing
-            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]]);
+            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]],
+        );
         check_key(
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGuQ2TjWzWpDE1Kf8ozkA7FZ5qXr4k9oDmJjKz0h0f3 cut\n",
             &expect![[r#"
@@ -358,15 +364,24 @@ mod tests {
                 DIR/key.pub, line 1: the key is not of the type that it says
                 a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]],
         );
-        check_key("# nothing\n", &expect![[r#"
+        check_key(
+            "# nothing\n",
+            &expect![[r#"
             DIR/key.pub holds no public key
-            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]]);
-        check_key("\u{1b}[2J\n", &expect![[r#"
+            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]],
+        );
+        check_key(
+            "\u{1b}[2J\n",
+            &expect![[r#"
             DIR/key.pub, line 1: a public key is text
-            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]]);
-        check_key(&"x".repeat(100_000), &expect![[r#"
+            a public key is a line like `ssh-ed25519 AAAA... you@host`; `ssh-keygen -t ed25519` makes one"#]],
+        );
+        check_key(
+            &"x".repeat(100_000),
+            &expect![[r#"
             DIR/key.pub is larger than 65536 bytes
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd},
         unix::{
             fs::{FileTypeExt, MetadataExt},
             net::UnixStream,
@@ -17,7 +17,7 @@ use std::{
 
 use ec2vmm_vmm_api::FailureKind;
 use rustix::{
-    fs::Mode,
+    fs::{Mode, OFlags},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 
@@ -85,8 +85,16 @@ impl Listener {
         make_room(path)?;
         let failed = |source: io::Error| Error::Listen { path: path.to_owned(), source };
         let socket = listen(path).map_err(|errno| failed(errno.into()))?;
-        let metadata = path.symlink_metadata().map_err(failed)?;
-        Ok(Self { path: path.to_owned(), file: (metadata.dev(), metadata.ino()), socket })
+        Ok(Self { path: path.to_owned(), file: identity(path).map_err(failed)?, socket })
+    }
+
+    /// The way to connect to it, whatever becomes of its name.
+    ///
+    /// # Errors
+    /// [`Error::Listen`].
+    pub fn dialer(&self) -> Result<Dialer, Error> {
+        let file = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        file.map(Dialer).map_err(|errno| Error::Listen { path: self.path.clone(), source: errno.into() })
     }
 
     /// Another descriptor of the socket, to give away.
@@ -98,20 +106,54 @@ impl Listener {
     }
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours = self.path.symlink_metadata().is_ok_and(|found| (found.dev(), found.ino()) == self.file);
-        if ours {
+        if identity(&self.path).is_ok_and(|found| found == self.file) {
             // It is of no more use to anybody; one that cannot be removed is replaced by the next bind.
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Connects to a socket by its inode.
+#[derive(Debug)]
+pub struct Dialer(OwnedFd);
+
+impl Dialer {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens any more.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}
+
+/// Listens on a socket that only the returned [`Dialer`] leads to. It has a name in `folder` for an
+/// instant: abstract names would be open to every user, and a pair of sockets cannot be listened on.
+///
+/// # Errors
+/// [`Error::Listen`].
+pub fn listen_unnamed(folder: &Path) -> Result<(OwnedFd, Dialer), Error> {
+    let name = format!("ec2vmm-{}", uuid::Uuid::new_v4());
+    let path = folder.join(&name);
+    let failed = |source: io::Error| Error::Listen { path: path.clone(), source };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = rustix::fs::open(folder, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    // However long the folder's name is, this one fits into an address.
+    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd())).join(name);
+    let listener = Listener {
+        socket: listen(&short).map_err(|errno| failed(errno.into()))?,
+        file: identity(&path).map_err(failed)?,
+        path: path.clone(),
+    };
+    let dialer = listener.dialer()?;
+    Ok((listener.try_clone().map_err(failed)?, dialer))
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    path.symlink_metadata().map(|found| (found.dev(), found.ino()))
 }
 
 /// Removes a socket that nobody listens on.
@@ -152,7 +194,7 @@ const NAME_TOO_LONG: i32 = rustix::io::Errno::NAMETOOLONG.raw_os_error();
 mod tests {
     use std::os::unix::{fs::PermissionsExt, net::UnixStream};
 
-    use super::{Error, Listener};
+    use super::{Error, Listener, listen_unnamed};
 
     #[test]
     fn the_name_lives_as_long_as_the_listener() {
@@ -176,6 +218,18 @@ mod tests {
         let listener = Listener::bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
         drop(listener);
+    }
+
+    #[test]
+    fn without_a_name_one_still_gets_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("x".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let (socket, dialer) = listen_unnamed(&deep).unwrap();
+        assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 0);
+        dialer.connect().unwrap();
+        drop(socket);
+        dialer.connect().unwrap_err();
     }
 
     #[test]

@@ -20,6 +20,8 @@ use rustix::{
     ioctl::{self, Opcode, Updater},
 };
 
+use uuid::Uuid;
+
 use crate::Explained;
 
 /// Why a tap cannot be used.
@@ -129,6 +131,17 @@ pub fn open(name: &str) -> Result<Tap, Error> {
     }
 }
 
+/// The address of the card at the other end of a tap: locally administered, made from the tap's name and
+/// from what `machine_id` holds, so that a guest that is started again finds its interface again. Without
+/// such a file, from the name alone.
+pub fn stable_mac(machine_id: &Path, name: &str) -> [u8; 6] {
+    let host = std::fs::read(machine_id).unwrap_or_default();
+    let digest = Uuid::new_v5(&ADDRESSES, &[host.as_slice(), b"\0", name.as_bytes()].concat());
+    let [first, second, third, fourth, fifth, sixth, ..] = digest.into_bytes();
+    // IEEE 802: locally administered, and not of a group.
+    [(first | 0x02) & !0x01, second, third, fourth, fifth, sixth]
+}
+
 /// What the kernel tells about an interface without attaching to it.
 struct Found {
     /// `IFF_*` of the tun driver.
@@ -185,6 +198,9 @@ impl Request {
 
 const _: () = assert!(size_of::<Request>() == 40, "struct ifreq of a 64-bit kernel");
 
+/// The name space of addresses.
+const ADDRESSES: Uuid = Uuid::from_u128(0x0b5e_6c1f_3d0a_4f4e_8d53_21c7_9a60_44be);
+
 // linux/if.h and linux/if_tun.h.
 const IFNAMSIZ: usize = 16;
 const IFF_UP: u32 = 0x1;
@@ -196,14 +212,33 @@ const TUNSETIFF: Opcode = ioctl::opcode::write::<i32>(b'T', 202);
 
 #[cfg(test)]
 mod tests {
-    use super::{Error, open};
+    use std::path::Path;
+
+    use super::{Error, open, stable_mac};
 
     #[test]
     fn nothing_is_made_for_a_wrong_name() {
         for name in ["ec2vmm-none", "", ".", "..", "a/b", "a-name-longer-than-fifteen"] {
             assert!(matches!(open(name), Err(Error::Missing { .. })), "{name}");
         }
-        assert!(!std::path::Path::new("/sys/class/net/ec2vmm-none").exists());
+        assert!(!Path::new("/sys/class/net/ec2vmm-none").exists());
+    }
+
+    #[test]
+    fn addresses_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        });
+        assert_eq!(stable_mac(&one, "tap0"), stable_mac(&one, "tap0"));
+        assert_ne!(stable_mac(&one, "tap0"), stable_mac(&one, "tap1"));
+        assert_ne!(stable_mac(&one, "tap0"), stable_mac(&two, "tap0"));
+        for number in 0..1000 {
+            let [first, ..] = stable_mac(Path::new("/none"), &format!("tap{number}"));
+            assert_eq!(first & 0x03, 0x02);
+        }
     }
 
     #[test]

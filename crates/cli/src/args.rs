@@ -1,0 +1,208 @@
+//! What was typed. The doc comments are the help and the manual.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueHint};
+use ec2vmm_vmm_api::config::{CPUS_MAX, Format};
+
+use crate::value::{
+    disk::{Disk, format},
+    duration::Span,
+    net::Net,
+    size::Size,
+};
+
+/// Real Linux machines on KVM, driven by commands you know
+#[derive(Debug, Parser)]
+#[command(
+    name = "ec2vmm",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Box<Run>),
+    #[command(subcommand)]
+    Image(ImageCommand),
+    Types(Types),
+    Completions(Completions),
+    Man(Man),
+}
+
+/// Boot a machine from a disk image and stay with it until it ends
+///
+/// The machine's serial console is this terminal. Ctrl-A x leaves, which ends the machine; Ctrl-A h lists
+/// the other keys. What the guest writes to the image is thrown away, unless --persist says otherwise.
+#[derive(Debug, ClapArgs)]
+#[command(after_long_help = RUN_AFTER_HELP)]
+pub(crate) struct Run {
+    /// Disk image to boot: a file or a block device, raw or qcow2
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "kernel")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// EC2 instance type, which gives vCPUs and memory; `ec2vmm types` lists them [default: t3.micro]
+    #[arg(long = "type", value_name = "TYPE", conflicts_with_all = ["cpus", "memory"], help_heading = SIZE)]
+    pub(crate) instance_type: Option<String>,
+    /// Number of vCPUs, 1 to 64, in place of a type [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16), help_heading = SIZE)]
+    pub(crate) cpus: Option<u16>,
+    /// Memory in place of a type, such as 512M or 4G; a bare number is bytes [default: 1G]
+    #[arg(long, value_name = "SIZE", help_heading = SIZE)]
+    pub(crate) memory: Option<Size>,
+
+    /// Throw away what the guest writes to IMAGE; this is the default
+    #[arg(long, conflicts_with_all = ["read_only", "persist"], help_heading = DISKS)]
+    pub(crate) snapshot: bool,
+    /// Keep what the guest writes to IMAGE
+    #[arg(long, conflicts_with = "read_only", help_heading = DISKS)]
+    pub(crate) persist: bool,
+    /// Refuse what the guest writes to IMAGE
+    #[arg(long, help_heading = DISKS)]
+    pub(crate) read_only: bool,
+    /// How IMAGE holds the disk: raw or qcow2 [default: qcow2 if its name ends so, else raw]
+    #[arg(long, value_parser = format, help_heading = DISKS)]
+    pub(crate) format: Option<Format>,
+    /// One more disk, which keeps what is written to it; may be repeated
+    ///
+    /// The guest finds them in this order after IMAGE: /dev/vdb, /dev/vdc, ... Options follow the file after
+    /// commas: format=raw or format=qcow2; readonly, or snapshot to throw writes away; serial=SERIAL, by
+    /// which the guest finds it as /dev/disk/by-id/virtio-SERIAL. Two commas stand for one in a name.
+    #[arg(long, value_name = "FILE[,OPTION...]", action = ArgAction::Append, help_heading = DISKS)]
+    pub(crate) disk: Vec<Disk>,
+
+    /// Public SSH key that may log in as the image's default user; may be repeated
+    #[arg(long, value_name = "FILE.pub", value_hint = ValueHint::FilePath, help_heading = GUEST)]
+    pub(crate) key: Vec<PathBuf>,
+    /// User data for cloud-init: a script, cloud-config, ...; at most 16 KiB
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = GUEST)]
+    pub(crate) user_data: Option<PathBuf>,
+    /// What the machine is called
+    #[arg(long, value_name = "NAME", help_heading = GUEST)]
+    pub(crate) hostname: Option<String>,
+
+    /// Network interface on an existing tap of this host; may be repeated
+    ///
+    /// Without mac= the address is made from the tap's name and this host's machine id, so it stays the same.
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = ArgAction::Append, help_heading = NETWORK)]
+    pub(crate) net: Vec<Net>,
+    /// Unix socket on which programs of this host meet the guest's vsock
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = NETWORK)]
+    pub(crate) vsock: Option<PathBuf>,
+
+    /// Boot this kernel (bzImage or ELF) and not the one on IMAGE
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = KERNEL)]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial RAM disk for --kernel
+    #[arg(long, value_name = "FILE", requires = "kernel", value_hint = ValueHint::FilePath, help_heading = KERNEL)]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Words for the kernel's command line: the whole of it with --kernel [default: console=ttyS0], else
+    /// added at the end of the image's own
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, help_heading = KERNEL)]
+    pub(crate) append: Option<String>,
+
+    /// Write console output to this file, which keeps the newest 16 MiB at most
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = CONTROL)]
+    pub(crate) console: Option<PathBuf>,
+    /// Serve HTTP and JSON about this machine on a Unix socket: GET /machine, GET /metrics, PUT /machine/power
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = CONTROL)]
+    pub(crate) control_socket: Option<PathBuf>,
+    /// End the machine, with status 124, if it has not ended by itself in this time: 30s, 2m, 1h30m
+    #[arg(long, value_name = "TIME", help_heading = CONTROL)]
+    pub(crate) timeout: Option<Span>,
+    /// Print events as JSON, one a line; console output then goes to standard error, or to --console
+    #[arg(long, help_heading = CONTROL)]
+    pub(crate) json: bool,
+
+    /// Run although the processor shows no hardware virtualization: good for tiny guests only
+    #[arg(long, hide = true)]
+    pub(crate) emulated_kvm: bool,
+    /// The KVM device
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm", hide = true)]
+    pub(crate) kvm_device: PathBuf,
+}
+
+/// Look at disk images
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    Inspect(Inspect),
+}
+
+/// Say what is on a disk image, and what it would boot
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Inspect {
+    /// Disk image: a file or a block device, raw or qcow2
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// How FILE holds the disk: raw or qcow2 [default: qcow2 if its name ends so, else raw]
+    #[arg(long, value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// Print JSON and not a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List EC2's instance types
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Types {
+    /// Only types whose name holds this, such as t3 or .micro
+    pub(crate) filter: Option<String>,
+    /// Print JSON and not a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print the completion script of a shell
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Completions {
+    /// Which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print the manual page, or write all of them to a folder
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Man {
+    /// Folder to write every page to
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+const SIZE: &str = "Size";
+const DISKS: &str = "Disks";
+const GUEST: &str = "What the guest is told (cloud-init)";
+const NETWORK: &str = "Network";
+const KERNEL: &str = "Kernel";
+const CONTROL: &str = "Console and control";
+
+const RUN_AFTER_HELP: &str = "\
+Keys, where standard input is a terminal:
+  Ctrl-A x       leave: ends the machine at once
+  Ctrl-A p       press the power button: the guest shuts down by itself
+  Ctrl-A h       list these keys
+  Ctrl-A Ctrl-A  send one Ctrl-A to the guest (also Ctrl-A a)
+
+Exit status: 0 when the guest powered itself off or was left by key; 124 on --timeout; 128 + N on
+signal N. Every failure has a status of its own: see docs/CLI.md.
+
+Examples:
+  ec2vmm run debian-12.qcow2
+  ec2vmm run debian-12.qcow2 --type t3.medium --key ~/.ssh/id_ed25519.pub --net tap=tap0
+  ec2vmm run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0 quiet' --memory 256M";
+
+const _: () = assert!(CPUS_MAX == 64, "the help says so");
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        super::Args::command().debug_assert();
+    }
+}

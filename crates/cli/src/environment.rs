@@ -1,0 +1,31 @@
+//! The environment variables that are listened to, read in one place.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+/// What the environment says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Environment {
+    /// `EC2VMM_VMM`: the program of machine processes.
+    pub(crate) vmm: Option<PathBuf>,
+    /// `PATH`.
+    pub(crate) path: Option<OsString>,
+    /// `TMPDIR`.
+    pub(crate) tmpdir: Option<PathBuf>,
+}
+
+impl Environment {
+    pub(crate) fn read() -> Self {
+        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self { vmm: path("EC2VMM_VMM"), path: std::env::var_os("PATH"), tmpdir: path("TMPDIR") }
+    }
+
+    /// Where what is thrown away is written meanwhile. It may grow as large as a disk, and `/tmp` is
+    /// often memory.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        let usual = || ["/var/tmp", "/tmp"].into_iter().find(|folder| Path::new(folder).is_dir());
+        self.tmpdir.clone().or_else(|| usual().map(PathBuf::from)).unwrap_or_else(|| ".".into())
+    }
+}

@@ -1,0 +1,75 @@
+//! `ec2vmm run`: what it means ([`plan`]), made real ([`launch`]), and watched until it ends ([`session`]).
+
+mod console_file;
+mod ending;
+mod events;
+mod input;
+mod keys;
+mod launch;
+mod plan;
+mod power_button;
+mod session;
+mod signals;
+mod stream;
+mod terminal;
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use ec2vmm_vmm_api::{Event, Exit, Failure};
+
+use self::{ending::Ending, plan::Plan, stream::Stream};
+use crate::{
+    Done,
+    args::Run,
+    environment::Environment,
+    error::{Error, failed_to},
+    output,
+};
+
+pub(crate) fn run(args: &Run, environment: &Environment) -> Done {
+    let started = Instant::now();
+    let ending = Plan::new(args, environment).and_then(|plan| session::run(&plan));
+    if args.json {
+        let told = tell_end(started, &ending);
+        // What went wrong first is what people want to read.
+        if ending.is_ok() {
+            told?;
+        }
+    }
+    match ending? {
+        Ending::PowerOff => Ok(ExitCode::SUCCESS),
+        Ending::Signal(signal) => Ok(ExitCode::from(SIGNAL_BASE.saturating_add(signal))),
+    }
+}
+
+/// The last line with `--json`, whatever happened.
+fn tell_end(started: Instant, ending: &Result<Ending, Error>) -> Result<(), Error> {
+    let (exit, failure): (Exit, Option<Failure>) = match ending {
+        Ok(Ending::PowerOff) => (Exit::PowerOff, None),
+        Ok(Ending::Signal(_)) => (Exit::Abandoned, None),
+        Err(Error::Failed(failure)) => (Exit::Failed(failure.kind), Some(failure.clone())),
+        Err(Error::OutputClosed) => return Ok(()),
+    };
+    let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let told = serde_json::to_string(&Event::Ended { us, exit, failure })
+        .map_err(std::io::Error::from)
+        .and_then(|line| say(&(line + "\n")));
+    told.map_err(failed_to("write to standard output"))
+}
+
+/// A reader that does not read must not hold up an ending.
+fn say(line: &str) -> std::io::Result<()> {
+    let mut stdout = Stream::stdout()?;
+    stdout.write(line.as_bytes())?;
+    stdout.flush_until(Instant::now() + PATIENCE)
+}
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What shells add to the number of the signal that ended a program.
+const SIGNAL_BASE: u8 = 128;
+
+const _: () = assert!(output::CLOSED == SIGNAL_BASE + 13);

@@ -1,0 +1,142 @@
+//! From a plan to a running machine process: everything is opened here, in the order in which people
+//! would want to hear that it cannot be. What is opened closes again on every error.
+
+use std::{ffi::OsStr, os::fd::OwnedFd};
+
+use ec2vmm_host::{
+    capacity, disks, files,
+    machine::{self, Machine, Net, Parts},
+    sockets::{Dialer, Listener, listen_unnamed},
+    tap,
+};
+use ec2vmm_vmm_api::config::{Format, Identity};
+use uuid::Uuid;
+
+use super::{
+    console_file::ConsoleFile,
+    plan::{Boot, Console, Plan},
+};
+use crate::error::{Error, failed_to};
+
+/// A running machine, and what must live as long as it does.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) machine: Machine,
+    /// What people should know although it is no error.
+    pub(crate) notes: Vec<String>,
+    pub(crate) console_file: Option<ConsoleFile>,
+    /// The way to the control socket.
+    pub(crate) control: Dialer,
+    /// Their names go when the machine does.
+    _sockets: Vec<Listener>,
+}
+
+pub(crate) fn launch(plan: &Plan) -> Result<Launched, Error> {
+    let mut notes = Vec::new();
+    let disks = open_disks(plan)?;
+    let boot = open_boot(&plan.boot)?;
+    let kvm = capacity::open_kvm(&plan.kvm_device)?;
+    if !plan.emulated_kvm {
+        capacity::check_hardware_virtualization()?;
+    }
+    capacity::check_memory(plan.size.memory_mib)?;
+    let host_cpus = capacity::cpus();
+    if usize::from(plan.size.cpus) > host_cpus {
+        notes.push(format!("{} vCPUs share the {host_cpus} processors of this host", plan.size.cpus));
+    }
+    let nets = open_taps(plan, &mut notes)?;
+    let program = match &plan.program {
+        Some(program) => program.clone(),
+        None => machine::find_program(plan.path.as_deref().map(OsStr::new))?,
+    };
+    let console_file = match &plan.console {
+        Console::File(path) => Some(ConsoleFile::create(path)?),
+        Console::Stdout | Console::Stderr => None,
+    };
+    let vsock = plan.vsock.as_deref().map(Listener::bind).transpose()?;
+    let control = plan.control.as_deref().map(Listener::bind).transpose()?;
+    let (control_end, dialer) = control_socket(plan, control.as_ref())?;
+    let vsock_end =
+        vsock.as_ref().map(Listener::try_clone).transpose().map_err(failed_to("hand over a socket"))?;
+    let parts = Parts {
+        kvm,
+        identity: identity(&plan.size.product),
+        cpus: plan.size.cpus,
+        memory_mib: plan.size.memory_mib,
+        boot,
+        disks,
+        nets,
+        vsock: vsock_end,
+        control: Some(control_end),
+    };
+    let machine = Machine::start(&program, parts)?;
+    let sockets = vsock.into_iter().chain(control).collect();
+    Ok(Launched { machine, notes, console_file, control: dialer, _sockets: sockets })
+}
+
+fn open_disks(plan: &Plan) -> Result<Vec<disks::Disk>, Error> {
+    let mut open = Vec::new();
+    for wanted in &plan.disks {
+        open.push(disks::open(wanted, &plan.scratch)?);
+    }
+    if !plan.seed.is_empty() {
+        let file = plan.seed.build()?;
+        let layers = vec![disks::OpenLayer { file, format: Format::Raw }];
+        open.push(disks::Disk { layers, read_only: true, serial: SEED_SERIAL.to_owned() });
+    }
+    Ok(open)
+}
+
+fn open_boot(boot: &Boot) -> Result<machine::Boot, Error> {
+    Ok(match boot {
+        Boot::Disk { append } => machine::Boot::Disk { append: append.clone() },
+        Boot::Files { kernel, initrd, cmdline } => machine::Boot::Files {
+            kernel: files::open(kernel)?,
+            initrd: initrd.as_deref().map(files::open).transpose()?,
+            cmdline: cmdline.clone(),
+        },
+    })
+}
+
+fn open_taps(plan: &Plan, notes: &mut Vec<String>) -> Result<Vec<Net>, Error> {
+    let mut nets = Vec::new();
+    for cable in &plan.nets {
+        let tap = tap::open(&cable.tap)?;
+        if !tap.is_up {
+            notes.push(format!(
+                "tap `{}` is down and carries nothing until `ip link set {} up`",
+                cable.tap, cable.tap
+            ));
+        }
+        nets.push(Net { tap: tap.file, mac: cable.mac });
+    }
+    Ok(nets)
+}
+
+/// The machine always has a control socket, for the power button; it has a name only if asked for.
+fn control_socket(plan: &Plan, named: Option<&Listener>) -> Result<(OwnedFd, Dialer), Error> {
+    match named {
+        Some(listener) => {
+            Ok((listener.try_clone().map_err(failed_to("hand over a socket"))?, listener.dialer()?))
+        }
+        None => Ok(listen_unnamed(&plan.scratch)?),
+    }
+}
+
+/// Nobody answers at 169.254.169.254, so the UUID must not promise it: cloud-init would wait minutes.
+fn identity(product: &str) -> Identity {
+    let promises = |uuid: &Uuid| {
+        let bytes = [uuid.into_bytes(), uuid.to_bytes_le()].map(Uuid::from_bytes);
+        bytes.iter().any(|uuid| uuid.to_string().starts_with("ec2"))
+    };
+    let mut uuids = std::iter::repeat_with(Uuid::new_v4);
+    Identity {
+        uuid: uuids.find(|uuid| !promises(uuid)).unwrap_or_default(),
+        manufacturer: MANUFACTURER.to_owned(),
+        product: product.to_owned(),
+        asset_tag: None,
+    }
+}
+
+const MANUFACTURER: &str = "ec2vmm";
+const SEED_SERIAL: &str = "seed";
