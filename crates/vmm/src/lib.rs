@@ -2,7 +2,62 @@
 //!
 //! It opens no path: all that it uses comes in as an open descriptor, named in a
 //! [`ec2vmm_vmm_api::MachineConfig`]. No Tokio, no async; one event loop and a thread per vCPU.
+#![allow(unsafe_code, reason = "KVM, mappings and inherited descriptors; each use says why it is sound")]
 
+pub mod block;
+pub mod boot_source;
+pub mod builder;
+pub mod bus;
+pub mod clock;
+pub mod console;
 pub mod control;
+pub mod entropy;
+pub mod error;
+pub mod event_loop;
+pub mod inherited;
+pub mod lines;
+pub mod machine;
+pub mod mailbox;
+pub mod memory;
+pub mod net;
+pub mod panic_device;
+pub mod reclaim;
+pub mod report;
+pub mod slots;
 pub mod smbios;
+pub mod vcpu;
+pub mod vm;
+pub mod wiring;
 pub mod x86_64;
+
+/// Messages go to standard error, a line each: what went wrong, and with `EC2VMM_LOG=debug` what happens.
+pub fn log_to_stderr() {
+    struct Stderr;
+
+    impl log::Log for Stderr {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.target().starts_with("ec2vmm") || metadata.level() <= log::Level::Warn
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            use std::io::Write;
+            if self.enabled(record.metadata()) {
+                let level = record.level().as_str().to_lowercase();
+                // Whoever closed standard error does not want to read it.
+                let _ = writeln!(std::io::stderr(), "ec2vmm-vmm: {level}: {}", record.args());
+            }
+        }
+
+        fn flush(&self) {}
+    }
+
+    let level = match std::env::var("EC2VMM_LOG").as_deref() {
+        Ok("debug") => log::LevelFilter::Debug,
+        Ok("info") => log::LevelFilter::Info,
+        _ => log::LevelFilter::Warn,
+    };
+    // The only failure is a logger that was set before, which there is not.
+    if log::set_logger(&Stderr).is_ok() {
+        log::set_max_level(level);
+    }
+}

@@ -25,6 +25,7 @@
 //! | `0x070..0x072` | | [`RTC_PORTS`], clock and its RAM |
 //! | `0x3f8..0x400` | 4 | [`COM1_PORTS`], 16550 |
 //! | `0x600..0x603` | 16 | [`ACPI_PORTS`], sleep and event registers |
+//! | `0xcf8..0xcfc`, `0xcfc..0xd00` | | [`PCI_CONFIG_ADDRESS_PORT`], [`PCI_CONFIG_DATA_PORTS`] |
 //! | `0xcf9` | | [`RESET_PORT`] |
 //!
 //! Lines are IOAPIC pins 0 to 23; MSI-X routes come after them.
@@ -87,6 +88,11 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// Pending events; reading clears them.
 pub const EVENT_STATUS_PORT: u16 = 0x602;
+/// Selects a register of PCI configuration space, by a write of 4 bytes; the byte behind it is the
+/// reset port's, by a write of 1 byte.
+pub const PCI_CONFIG_ADDRESS_PORT: u16 = 0xcf8;
+/// The selected register.
+pub const PCI_CONFIG_DATA_PORTS: Range<u16> = 0xcfc..0xd00;
 /// Says that events are pending. Edge-triggered, and beyond the ISA lines, which guests treat specially.
 pub const EVENT_GSI: u32 = 16;
 /// `RESET_REG` (ACPI 6.5, 4.8.3.6), at the port that PCI chipsets have had theirs, so that guests

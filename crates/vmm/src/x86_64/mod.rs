@@ -1,4 +1,7 @@
 //! All that is particular to x86-64 machines.
 
 pub mod acpi;
+pub mod boot;
+pub mod cpuid;
 pub mod layout;
+pub mod registers;

@@ -1,0 +1,210 @@
+//! Everything that happens to a machine happens here, on one thread: the driver's kicks, the
+//! backends' completions, the console, the control socket, and the news of the vCPUs.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use ec2vmm_devices::virtio::Wake;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::slots::Slot;
+
+/// What the loop waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// News of vCPU threads.
+    Mailbox,
+    /// The console's descriptor can be read or written.
+    Console,
+    /// The guest has printed something.
+    ConsoleOutput,
+    /// The guest has room for input again.
+    ConsoleInput,
+    /// The control socket.
+    Control,
+    /// The owner has let go.
+    Lifeline,
+    /// The driver has kicked a queue.
+    Queue {
+        /// Index of the device.
+        slot: usize,
+        /// Number of the queue.
+        queue: u16,
+    },
+    /// A device's own descriptor is ready.
+    Device {
+        /// Index of the device.
+        slot: usize,
+        /// Index of the descriptor.
+        source: usize,
+    },
+}
+
+impl Source {
+    /// As epoll carries it: what in bits 48 to 63, then the device, then its queue or descriptor.
+    fn token(self) -> u64 {
+        let pack = |kind: u64, slot: usize, index: usize| {
+            kind << 48 | (slot as u64 & 0xff_ffff) << 24 | index as u64
+        };
+        match self {
+            Self::Mailbox => pack(0, 0, 0),
+            Self::Console => pack(1, 0, 0),
+            Self::ConsoleOutput => pack(2, 0, 0),
+            Self::ConsoleInput => pack(3, 0, 0),
+            Self::Control => pack(4, 0, 0),
+            Self::Lifeline => pack(5, 0, 0),
+            Self::Queue { slot, queue } => pack(6, slot, usize::from(queue)),
+            Self::Device { slot, source } => pack(7, slot, source),
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "each part is masked to its width")]
+    fn from_token(token: u64) -> Option<Self> {
+        let slot = (token >> 24 & 0xff_ffff) as usize;
+        let index = (token & 0xff_ffff) as usize;
+        Some(match token >> 48 {
+            0 => Self::Mailbox,
+            1 => Self::Console,
+            2 => Self::ConsoleOutput,
+            3 => Self::ConsoleInput,
+            4 => Self::Control,
+            5 => Self::Lifeline,
+            6 => Self::Queue { slot, queue: u16::try_from(index).ok()? },
+            7 => Self::Device { slot, source: index },
+            _ => return None,
+        })
+    }
+}
+
+/// The sources, and which of them are ready.
+pub struct EventLoop {
+    epoll: Epoll,
+    ready: Vec<EpollEvent>,
+}
+
+impl EventLoop {
+    /// Waits for nothing yet.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { epoll: Epoll::new()?, ready: vec![EpollEvent::default(); READY_MAX] })
+    }
+
+    /// Waits for input on `fd` from now on.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn watch(&self, fd: RawFd, source: Source) -> io::Result<()> {
+        self.add(fd, source, EventSet::IN)
+    }
+
+    /// Waits for input and output on `fd` from now on, edge-triggered.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn watch_edges(&self, fd: RawFd, source: Source) -> io::Result<()> {
+        self.add(fd, source, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)
+    }
+
+    /// Waits for the other end of `fd` to be closed.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn watch_hangup(&self, fd: &OwnedFd, source: Source) -> io::Result<()> {
+        self.add(fd.as_raw_fd(), source, EventSet::HANG_UP | EventSet::READ_HANG_UP)
+    }
+
+    /// Waits for `fd` no more.
+    ///
+    /// # Errors
+    /// It was not waited for.
+    pub fn forget(&self, fd: RawFd) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+    }
+
+    /// Waits for the kicks of a device's queues.
+    ///
+    /// # Errors
+    /// See [`Self::watch`].
+    pub fn watch_kicks(&self, index: usize, slot: &Slot) -> io::Result<()> {
+        (0..)
+            .zip(slot.kicks())
+            .try_for_each(|(queue, kick)| self.watch(kick.as_raw_fd(), Source::Queue { slot: index, queue }))
+    }
+
+    /// A device's driver is ready: waits for its own descriptors too, and wakes it for all that may
+    /// have come before.
+    pub fn start_device(&self, index: usize, slot: &mut Slot) {
+        let sources = slot.sources();
+        for (source, &fd) in sources.iter().enumerate() {
+            if let Err(error) = self.watch_edges(fd, Source::Device { slot: index, source }) {
+                log::error!("{}: waiting for its descriptor {source}: {error}", slot.name);
+            }
+        }
+        for queue in (0..).take(slot.kicks().len()) {
+            slot.wake(Wake::Queue(queue));
+        }
+        for source in 0..sources.len() {
+            slot.wake(Wake::Source(source));
+        }
+    }
+
+    /// A device is to be as born: its own descriptors are waited for no more.
+    pub fn stop_device(&self, slot: &mut Slot) {
+        for fd in slot.sources() {
+            // One that is not waited for, because the device was never started, needs no forgetting.
+            if let Err(error) = self.forget(fd)
+                && error.raw_os_error() != Some(libc::ENOENT)
+            {
+                log::error!("{}: forgetting its descriptor {fd}: {error}", slot.name);
+            }
+        }
+        slot.reset();
+    }
+
+    /// Waits until something happens.
+    ///
+    /// # Errors
+    /// The system refused to wait.
+    pub fn wait(&mut self) -> io::Result<Vec<Source>> {
+        const FOREVER: i32 = -1;
+        let count = loop {
+            match self.epoll.wait(FOREVER, &mut self.ready) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        Ok(self.ready.iter().take(count).filter_map(|event| Source::from_token(event.data())).collect())
+    }
+
+    fn add(&self, fd: RawFd, source: Source, events: EventSet) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.token()))
+    }
+}
+
+const READY_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::Source;
+
+    #[test]
+    fn a_source_comes_back_from_its_token() {
+        let sources = [
+            Source::Mailbox,
+            Source::Console,
+            Source::ConsoleOutput,
+            Source::ConsoleInput,
+            Source::Control,
+            Source::Lifeline,
+            Source::Queue { slot: 31, queue: 1023 },
+            Source::Device { slot: 7, source: 3 },
+        ];
+        for source in sources {
+            assert_eq!(Source::from_token(source.token()), Some(source));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What vCPU threads tell the event loop.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+};
+
+use ec2vmm_devices::virtio::VirtQueue;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::vcpu::VcpuEnd;
+
+/// One piece of news. A guest can make each of them only once before the loop answers, so that
+/// however fast it goes, they do not pile up.
+pub enum Notice {
+    /// The driver of the device in this slot is ready.
+    Activate {
+        /// Which device.
+        slot: usize,
+        /// Negotiated features.
+        features: u64,
+        /// Its queues.
+        queues: Vec<VirtQueue>,
+    },
+    /// The driver of the device in this slot wants it as born.
+    ResetDevice {
+        /// Which device.
+        slot: usize,
+    },
+    /// The guest's kernel has panicked.
+    Panicked,
+    /// A vCPU thread has ended.
+    VcpuEnded {
+        /// Why.
+        end: VcpuEnd,
+    },
+}
+
+/// The sending end, one for each sender.
+#[derive(Clone)]
+pub struct Sender {
+    notices: mpsc::Sender<Notice>,
+    bell: Arc<EventFd>,
+}
+
+impl Sender {
+    /// Tells the loop. Once the loop is gone there is nobody to tell.
+    pub fn send(&self, notice: Notice) {
+        if self.notices.send(notice).is_ok()
+            && let Err(error) = self.bell.write(1)
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            log::error!("waking the event loop: {error}");
+        }
+    }
+}
+
+/// The receiving end.
+pub struct Mailbox {
+    notices: mpsc::Receiver<Notice>,
+    sender: Sender,
+}
+
+impl Mailbox {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn new() -> io::Result<Self> {
+        let (notices, receiver) = mpsc::channel();
+        let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        Ok(Self { notices: receiver, sender: Sender { notices, bell } })
+    }
+
+    /// For those who have something to tell.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    /// Readable when there is news.
+    pub fn bell(&self) -> &EventFd {
+        &self.sender.bell
+    }
+
+    /// The next notice, if there is one.
+    pub fn take(&self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
+}

@@ -1,0 +1,324 @@
+//! Puts a kernel, an initrd and a command line into guest memory, and says where to begin.
+//!
+//! bzImage is entered by Linux's 64-bit boot protocol, ELF by PVH where it has the note, else by
+//! the 64-bit protocol too.
+
+use std::io::{self, Cursor};
+
+use ec2vmm_devices::Memory;
+use linux_loader::{
+    bootparam::{boot_e820_entry, boot_params, setup_header},
+    loader::{
+        BzImage, Elf, KernelLoader, KernelLoaderResult,
+        elf::{PvhBootCapability, start_info},
+    },
+};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryError};
+
+use super::layout;
+
+/// How the first vCPU begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Entry {
+    /// Linux's 64-bit boot protocol: long mode, `rsi` points to the boot parameters.
+    Linux64 {
+        /// First instruction.
+        rip: u64,
+    },
+    /// PVH: 32-bit protected mode, `ebx` points to the start info.
+    Pvh {
+        /// First instruction.
+        eip: u32,
+    },
+}
+
+/// The kernel cannot be put into this machine's memory.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Neither bzImage nor ELF for x86-64.
+    #[error("the kernel is neither a bzImage nor an ELF file for x86-64")]
+    NotAKernel(#[source] linux_loader::loader::Error),
+    /// A bzImage without the 64-bit entry point.
+    #[error("the kernel is a 32-bit bzImage")]
+    Not64Bit,
+    /// The kernel is larger than memory.
+    #[error(
+        "a kernel of {kernel_mib} MiB and an initrd of {initrd_mib} MiB do not fit into {memory_mib} MiB of memory"
+    )]
+    TooLarge {
+        /// What the kernel needs to start, rounded up to MiB.
+        kernel_mib: u64,
+        /// The initrd's size, rounded up to MiB.
+        initrd_mib: u64,
+        /// The machine's memory.
+        memory_mib: u64,
+    },
+    /// The command line is longer than the kernel takes.
+    #[error("a command line of {len} bytes; the kernel takes {max}")]
+    CommandLine {
+        /// Its length.
+        len: usize,
+        /// The longest that goes.
+        max: usize,
+    },
+    /// The initrd could not be read.
+    #[error("reading the initrd")]
+    Initrd(#[source] io::Error),
+    /// Guest memory is smaller than the low area that booting needs.
+    #[error("writing boot data into guest memory")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// An initrd that is yet to be read.
+pub struct Initrd<'a> {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Gives exactly `size` bytes, piece by piece, to whom it is called with.
+    pub read: &'a mut dyn FnMut(&mut Take<'_>) -> io::Result<()>,
+}
+
+/// Who takes an initrd, piece by piece.
+pub type Take<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
+
+/// Loads the kernel and all that it is told, and says where to begin.
+///
+/// # Errors
+/// See [`BootError`].
+pub fn load(
+    memory: &Memory,
+    memory_mib: u64,
+    kernel: &[u8],
+    initrd: Option<Initrd<'_>>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<Entry, BootError> {
+    let image = load_kernel(memory, memory_mib, kernel)?;
+    let initrd = initrd.map(|initrd| load_initrd(memory, memory_mib, &image, initrd)).transpose()?;
+    write_cmdline(memory, cmdline, image.cmdline_max)?;
+    match image.entry {
+        Entry::Linux64 { .. } => write_boot_params(memory, memory_mib, &image, initrd, cmdline, rsdp)?,
+        Entry::Pvh { .. } => write_start_info(memory, memory_mib, initrd, rsdp)?,
+    }
+    Ok(image.entry)
+}
+
+/// A kernel in memory.
+struct Image {
+    entry: Entry,
+    /// The end of what the kernel needs before it knows its memory.
+    end: u64,
+    header: setup_header,
+    cmdline_max: usize,
+    /// Where an initrd may end at the latest.
+    initrd_end_max: u64,
+}
+
+const XLF_KERNEL_64: u16 = 1;
+/// The 64-bit entry point lies behind the 32-bit one.
+const ENTRY_64_OFFSET: u64 = 0x200;
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+
+fn load_kernel(memory: &Memory, memory_mib: u64, kernel: &[u8]) -> Result<Image, BootError> {
+    let mut file = Cursor::new(kernel);
+    let start = Some(GuestAddress(layout::KERNEL));
+    let failed = |source| match source {
+        linux_loader::loader::Error::Bzimage(
+            linux_loader::loader::bzimage::Error::ReadBzImageCompressedKernel,
+        )
+        | linux_loader::loader::Error::Elf(linux_loader::loader::elf::Error::ReadKernelImage) => {
+            BootError::TooLarge { kernel_mib: mib_up(kernel.len() as u64), initrd_mib: 0, memory_mib }
+        }
+        source => BootError::NotAKernel(source),
+    };
+    if kernel.starts_with(ELF_MAGIC) {
+        // Only the lowest address is checked here: a kernel links itself to where it belongs.
+        let loaded = Elf::load(memory, None, &mut file, start).map_err(failed)?;
+        Ok(elf(&loaded))
+    } else {
+        let loaded = BzImage::load(memory, start, &mut file, start).map_err(failed)?;
+        bzimage(&loaded)
+    }
+}
+
+fn elf(loaded: &KernelLoaderResult) -> Image {
+    let entry = match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(eip) => {
+            Entry::Pvh { eip: u32::try_from(eip.raw_value()).unwrap_or(u32::MAX) }
+        }
+        _ => Entry::Linux64 { rip: loaded.kernel_load.raw_value() },
+    };
+    let header = setup_header { boot_flag: 0xaa55, header: 0x5372_6448, ..Default::default() };
+    Image {
+        entry,
+        end: loaded.kernel_end,
+        header,
+        cmdline_max: CMDLINE_BYTES_MAX,
+        initrd_end_max: layout::HOLE_32.start,
+    }
+}
+
+fn bzimage(loaded: &KernelLoaderResult) -> Result<Image, BootError> {
+    let header = loaded.setup_header.unwrap_or_default();
+    let (version, xloadflags) = (header.version, header.xloadflags);
+    if version < 0x20c || xloadflags & XLF_KERNEL_64 == 0 {
+        return Err(BootError::Not64Bit);
+    }
+    // Where it decompresses itself to, before it looks for a better place.
+    let (preferred, init_size) = (header.pref_address, u64::from(header.init_size));
+    Ok(Image {
+        entry: Entry::Linux64 { rip: loaded.kernel_load.raw_value() + ENTRY_64_OFFSET },
+        end: loaded.kernel_end.max(preferred.saturating_add(init_size)),
+        header,
+        cmdline_max: CMDLINE_BYTES_MAX.min(header.cmdline_size as usize),
+        initrd_end_max: layout::HOLE_32.start.min(u64::from(header.initrd_addr_max) + 1),
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Loaded {
+    start: u64,
+    size: u64,
+}
+
+/// As high as it may be, out of the way of the kernel's decompression.
+fn load_initrd(
+    memory: &Memory,
+    memory_mib: u64,
+    image: &Image,
+    initrd: Initrd<'_>,
+) -> Result<Loaded, BootError> {
+    let ram_end = layout::ram(memory_mib).first().map_or(0, |range| range.end);
+    let end = ram_end.min(image.initrd_end_max);
+    let start = end.checked_sub(initrd.size).map(|start| start / PAGE_BYTES * PAGE_BYTES);
+    let start = start.filter(|&start| start >= image.end).ok_or(BootError::TooLarge {
+        kernel_mib: mib_up(image.end),
+        initrd_mib: mib_up(initrd.size),
+        memory_mib,
+    })?;
+    let mut at = start;
+    let mut take = |bytes: &[u8]| {
+        // Checked before it is written: what the source gives beyond its size would overwrite what is there.
+        if bytes.len() as u64 > start + initrd.size - at {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more than its size"));
+        }
+        memory.write_slice(bytes, GuestAddress(at)).map_err(io::Error::other)?;
+        at += bytes.len() as u64;
+        Ok(())
+    };
+    (initrd.read)(&mut take).map_err(BootError::Initrd)?;
+    if at != start + initrd.size {
+        return Err(BootError::Initrd(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(Loaded { start, size: initrd.size })
+}
+
+fn write_cmdline(memory: &Memory, cmdline: &str, max: usize) -> Result<(), BootError> {
+    if cmdline.len() > max {
+        return Err(BootError::CommandLine { len: cmdline.len(), max });
+    }
+    memory.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE.start))?;
+    memory.write_obj(0_u8, GuestAddress(layout::CMDLINE.start + cmdline.len() as u64))?;
+    Ok(())
+}
+
+/// Linux's "zero page".
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "every address here lies below 4 GiB; the halves above are zero"
+)]
+fn write_boot_params(
+    memory: &Memory,
+    memory_mib: u64,
+    image: &Image,
+    initrd: Option<Loaded>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<(), BootError> {
+    /// "Undefined": this loader has no number of its own.
+    const LOADER_UNDEFINED: u8 = 0xff;
+    let mut params = boot_params { hdr: image.header, acpi_rsdp_addr: rsdp, ..Default::default() };
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.cmd_line_ptr = layout::CMDLINE.start as u32;
+    params.hdr.cmdline_size = cmdline.len() as u32;
+    if let Some(Loaded { start, size }) = initrd {
+        params.hdr.ramdisk_image = start as u32;
+        params.hdr.ramdisk_size = size as u32;
+    }
+    for (slot, region) in params.e820_table.iter_mut().zip(layout::memory_map(memory_mib)) {
+        *slot = boot_e820_entry { addr: region.start, size: region.len, r#type: region.kind.e820() };
+        params.e820_entries += 1;
+    }
+    memory.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
+    Ok(())
+}
+
+/// PVH's start info, with its list of modules and its memory map behind it.
+fn write_start_info(
+    memory: &Memory,
+    memory_mib: u64,
+    initrd: Option<Loaded>,
+    rsdp: u64,
+) -> Result<(), BootError> {
+    const MAGIC: u32 = 0x336e_c578;
+    let modules = layout::PVH_START_INFO + size_of::<start_info::hvm_start_info>() as u64;
+    let map = modules + size_of::<start_info::hvm_modlist_entry>() as u64;
+    let mut entries = 0;
+    for region in layout::memory_map(memory_mib) {
+        let entry = start_info::hvm_memmap_table_entry {
+            addr: region.start,
+            size: region.len,
+            type_: region.kind.e820(),
+            reserved: 0,
+        };
+        let entry_bytes = size_of_val(&entry) as u64;
+        memory.write_slice(
+            MemoryMapEntry(entry).as_slice(),
+            GuestAddress(map + u64::from(entries) * entry_bytes),
+        )?;
+        entries += 1;
+    }
+    if let Some(Loaded { start, size }) = initrd {
+        let module = start_info::hvm_modlist_entry { paddr: start, size, cmdline_paddr: 0, reserved: 0 };
+        memory.write_slice(Module(module).as_slice(), GuestAddress(modules))?;
+    }
+    let info = start_info::hvm_start_info {
+        magic: MAGIC,
+        version: 1,
+        flags: 0,
+        nr_modules: u32::from(initrd.is_some()),
+        modlist_paddr: modules,
+        cmdline_paddr: layout::CMDLINE.start,
+        rsdp_paddr: rsdp,
+        memmap_paddr: map,
+        memmap_entries: entries,
+        reserved: 0,
+    };
+    memory.write_slice(StartInfo(info).as_slice(), GuestAddress(layout::PVH_START_INFO))?;
+    Ok(())
+}
+
+macro_rules! byte_valued {
+    ($($name:ident($inner:path);)+) => {$(
+        #[derive(Clone, Copy, Default)]
+        #[repr(transparent)]
+        struct $name($inner);
+        // SAFETY: the C structure holds only integers, has no padding (its fields are aligned by
+        // design of the PVH interface), and every bit pattern of it is valid.
+        #[allow(unsafe_code, reason = "plain data for guest memory")]
+        unsafe impl ByteValued for $name {}
+    )+};
+}
+
+byte_valued! {
+    StartInfo(start_info::hvm_start_info);
+    MemoryMapEntry(start_info::hvm_memmap_table_entry);
+    Module(start_info::hvm_modlist_entry);
+}
+
+fn mib_up(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// Without the terminating zero.
+const CMDLINE_BYTES_MAX: usize = (layout::CMDLINE.end - layout::CMDLINE.start - 1) as usize;
+const PAGE_BYTES: u64 = 4096;

@@ -1,0 +1,187 @@
+//! Guests of a few instructions, entered in 64-bit mode with the first 4 GiB mapped to themselves.
+//!
+//! Each is position-independent machine code between two labels; `rsi` points to Linux's boot
+//! parameters, as it would for a kernel.
+
+use std::arch::global_asm;
+
+macro_rules! guests {
+    ($($(#[$doc:meta])* $name:ident: $($line:literal)+;)+) => {$(
+        global_asm!(
+            ".pushsection .rodata",
+            concat!("tiny_guest_", stringify!($name), ":"),
+            $($line,)+
+            concat!("tiny_guest_", stringify!($name), "_end:"),
+            ".popsection",
+        );
+
+        $(#[$doc])*
+        pub fn $name() -> &'static [u8] {
+            unsafe extern "C" {
+                #[link_name = concat!("tiny_guest_", stringify!($name))]
+                static START: u8;
+                #[link_name = concat!("tiny_guest_", stringify!($name), "_end")]
+                static END: u8;
+            }
+            let (start, end) = (&raw const START, &raw const END);
+            // SAFETY: both labels lie in read-only data, the second behind the first, and what lies
+            // between them is initialized bytes.
+            unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+        }
+    )+};
+}
+
+guests! {
+    /// Powers itself off by the ACPI sleep control register.
+    power_off:
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "2: hlt"
+        "jmp 2b";
+
+    /// Asks for a reset as its first deed, each time.
+    reset:
+        "mov dx, 0xcf9"
+        "mov al, 6"
+        "out dx, al"
+        "2: hlt"
+        "jmp 2b";
+
+    /// Waits for ever, interrupts off.
+    idle:
+        "cli"
+        "2: hlt"
+        "jmp 2b";
+
+    /// Keeps its processor busy for ever.
+    spin:
+        "2: jmp 2b";
+
+    /// Faults with no handler for the fault, nor for the fault in finding it.
+    triple_fault:
+        "sub rsp, 16"
+        "mov qword ptr [rsp], 0"
+        "mov qword ptr [rsp + 8], 0"
+        "lidt [rsp]"
+        "ud2";
+
+    /// Goes on at an address where a device is: KVM has no instruction to execute there.
+    execute_device_memory:
+        "mov eax, 0xe0000000"
+        "jmp rax";
+
+    /// Prints "hello", then powers itself off.
+    hello:
+        "lea rbx, [rip + 3f]"
+        "mov dx, 0x3f8"
+        "2: mov al, [rbx]"
+        "test al, al"
+        "jz 4f"
+        "out dx, al"
+        "inc rbx"
+        "jmp 2b"
+        "3: .asciz \"hello\\n\""
+        "4: mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "5: hlt"
+        "jmp 5b";
+
+    /// Prints every byte that it reads, and powers itself off after a 'q'.
+    echo:
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x3f8"
+        "in al, dx"
+        "out dx, al"
+        "cmp al, 'q'"
+        "jne 2b"
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "3: hlt"
+        "jmp 3b";
+
+    /// Prints for ever, as fast as it can.
+    flood:
+        "mov dx, 0x3f8"
+        "mov al, 'x'"
+        "2: out dx, al"
+        "jmp 2b";
+
+    /// Prints its memory map: a byte for the number of entries, then each as 20 bytes.
+    print_memory_map:
+        "mov dx, 0x3f8"
+        "mov al, [rsi + 0x1e8]"
+        "out dx, al"
+        "movzx eax, al"
+        "imul ecx, eax, 20"
+        "lea rbx, [rsi + 0x2d0]"
+        "2: mov al, [rbx]"
+        "out dx, al"
+        "inc rbx"
+        "dec ecx"
+        "jnz 2b"
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "3: hlt"
+        "jmp 3b";
+
+    /// Wakes its second processor, which prints '2' in real mode; then powers itself off.
+    second_processor:
+        // Real-mode code at 0x10000 (SIPI vector 0x10): out 0x3f8, '2'; then set [0x500] and halt.
+        "lea rbx, [rip + 5f]"
+        "mov rdi, 0x10000"
+        "mov rsi, rbx"
+        "mov rcx, 32"
+        "rep movsb"
+        "mov byte ptr [0x11000], 0"
+        "mov rbx, 0xfee00000"
+        // Enable it, then INIT and two SIPI to all but self.
+        "mov dword ptr [rbx + 0xf0], 0x1ff"
+        "mov dword ptr [rbx + 0x300], 0x000c4500"
+        "mov ecx, 100000"
+        "2: dec ecx"
+        "jnz 2b"
+        "mov dword ptr [rbx + 0x300], 0x000c4610"
+        "mov dword ptr [rbx + 0x300], 0x000c4610"
+        "3: cmp byte ptr [0x11000], 1"
+        "jne 3b"
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "4: hlt"
+        "jmp 4b"
+        "5: .byte 0xba, 0xf8, 0x03"                   // mov dx, 0x3f8
+        ".byte 0xb0, 0x32"                            // mov al, '2'
+        ".byte 0xee"                                  // out dx, al
+        ".byte 0xb8, 0x00, 0x11, 0x8e, 0xd8"          // mov ax, 0x1100; mov ds, ax
+        ".byte 0xc6, 0x06, 0x00, 0x00, 0x01"          // mov byte [0], 1
+        ".byte 0xf4, 0xeb, 0xfd";                     // hlt; jmp
+
+    /// Says by pvpanic, in PCI slot 4, that it has panicked.
+    panic:
+        "mov rbx, 0xe0020000"
+        "mov word ptr [rbx + 4], 2"
+        "mov eax, [rbx + 16]"
+        "and eax, -16"
+        "mov byte ptr [rax], 1"
+        "2: hlt"
+        "jmp 2b";
+
+    /// Waits for the power button's event and powers itself off.
+    wait_for_power_button:
+        "2: mov dx, 0x602"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "3: hlt"
+        "jmp 3b";
+}

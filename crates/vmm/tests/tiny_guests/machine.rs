@@ -1,0 +1,146 @@
+//! Runs the machine process on a tiny guest.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read, Seek, Write},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use ec2vmm_vmm_api::{
+    Event, MachineConfig, VERSION,
+    config::{Boot, Identity},
+};
+
+const KVM: i32 = 3;
+const KERNEL: i32 = 4;
+const CONSOLE: i32 = 5;
+const EVENTS: i32 = 6;
+const LIFELINE: i32 = 7;
+const CONTROL: i32 = 8;
+
+/// A machine process and our ends of what it holds. Killed when dropped.
+pub struct Machine {
+    pub process: Child,
+    pub console: UnixStream,
+    pub events: BufReader<UnixStream>,
+    pub lifeline: Option<UnixStream>,
+    pub control: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// A configuration with everything but disks.
+pub fn config() -> MachineConfig {
+    MachineConfig {
+        version: VERSION,
+        kvm: KVM,
+        identity: Identity {
+            uuid: "6ba7b810-9dad-11d1-80b4-00c04fd430c8".parse().unwrap(),
+            manufacturer: "ec2vmm".into(),
+            product: "tiny".into(),
+            asset_tag: None,
+        },
+        cpus: 1,
+        memory_mib: 64,
+        boot: Boot::Files { kernel: KERNEL, initrd: None, cmdline: String::new() },
+        disks: vec![],
+        nets: vec![],
+        vsock: None,
+        console: Some(CONSOLE),
+        control: Some(CONTROL),
+        events: Some(EVENTS),
+        lifeline: Some(LIFELINE),
+    }
+}
+
+impl Machine {
+    pub fn start(guest: &[u8]) -> Self {
+        Self::start_with(&config(), &elf(guest))
+    }
+
+    pub fn start_with(config: &MachineConfig, kernel: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let control = folder.path().join("control");
+        let listener = UnixListener::bind(&control).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(kernel).unwrap();
+        file.rewind().unwrap();
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm opens");
+        let (console, console_inside) = UnixStream::pair().unwrap();
+        let (events, events_inside) = UnixStream::pair().unwrap();
+        let (lifeline, lifeline_inside) = UnixStream::pair().unwrap();
+        let map = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
+        let mut process = Command::new(env!("CARGO_BIN_EXE_ec2vmm-vmm"))
+            .stdin(Stdio::piped())
+            .fd_mappings(vec![
+                map(kvm.into(), KVM),
+                map(file.into(), KERNEL),
+                map(console_inside.into(), CONSOLE),
+                map(events_inside.into(), EVENTS),
+                map(lifeline_inside.into(), LIFELINE),
+                map(listener.into(), CONTROL),
+            ])
+            .unwrap()
+            .spawn()
+            .unwrap();
+        process.stdin.take().unwrap().write_all(&serde_json::to_vec(config).unwrap()).unwrap();
+        Self {
+            process,
+            console,
+            events: BufReader::new(events),
+            lifeline: Some(lifeline),
+            control,
+            _folder: folder,
+        }
+    }
+
+    /// The next event; none when there will be no more.
+    pub fn event(&mut self) -> Option<Event> {
+        let mut line = String::new();
+        self.events.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    /// Waits for the first event that `wanted` picks.
+    pub fn wait_for(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
+        std::iter::from_fn(|| self.event()).find(wanted).expect("the event comes before the end")
+    }
+
+    /// Waits for the end: the status, and all that the console showed.
+    pub fn end(mut self) -> (ExitStatus, Vec<u8>) {
+        let mut output = Vec::new();
+        self.console.read_to_end(&mut output).unwrap();
+        (self.process.wait().unwrap(), output)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed, and need not be.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A 64-bit ELF file that loads `code` at 1 MiB and begins there.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    const ADDRESS: u64 = 0x10_0000;
+    const HEADERS: u64 = 64 + 56;
+    let size = code.len() as u64;
+    let mut file = Vec::new();
+    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    file.extend([2_u16, 62].map(u16::to_le_bytes).concat()); // executable, x86-64
+    file.extend(1_u32.to_le_bytes());
+    file.extend([ADDRESS, 64, 0].map(u64::to_le_bytes).concat()); // entry, program headers, sections
+    file.extend(0_u32.to_le_bytes());
+    file.extend([64_u16, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    file.extend([1_u32, 5].map(u32::to_le_bytes).concat()); // PT_LOAD, read and execute
+    file.extend([HEADERS, ADDRESS, ADDRESS, size, size, 0x1000].map(u64::to_le_bytes).concat());
+    file.extend(code);
+    file
+}

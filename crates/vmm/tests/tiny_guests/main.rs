@@ -1,0 +1,228 @@
+//! The machine process on guests of a few instructions. Any `/dev/kvm` will do, even an emulated one.
+#![allow(unsafe_code, reason = "machine code between two labels")]
+
+mod guests;
+mod machine;
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+};
+
+use ec2vmm_vmm_api::{Event, Exit, FailureKind, config};
+use machine::{Machine, elf};
+
+fn ends_with(guest: &[u8], exit: Exit) -> Vec<u8> {
+    let mut machine = Machine::start(guest);
+    let ended = machine.wait_for(|event| matches!(event, Event::Ended { .. }));
+    let Event::Ended { exit: reported, .. } = ended else { unreachable!() };
+    assert_eq!(reported, exit);
+    let (status, output) = machine.end();
+    assert_eq!(status.code(), Some(exit.code().into()));
+    output
+}
+
+fn request(machine: &Machine, request: &str) -> String {
+    let mut stream = UnixStream::connect(&machine.control).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn put_power(machine: &Machine, action: &str) -> String {
+    let body = format!("{{\"action\":\"{action}\"}}");
+    let len = body.len();
+    request(
+        machine,
+        &format!(
+            "PUT /machine/power HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}"
+        ),
+    )
+}
+
+#[test]
+fn power_off_ends_with_status_0() {
+    ends_with(guests::power_off(), Exit::PowerOff);
+}
+
+#[test]
+fn a_triple_fault_has_its_own_status() {
+    ends_with(guests::triple_fault(), Exit::Failed(FailureKind::TripleFault));
+}
+
+#[test]
+fn a_panic_has_its_own_status() {
+    ends_with(guests::panic(), Exit::Failed(FailureKind::GuestPanic));
+}
+
+#[test]
+fn an_internal_error_of_kvm_has_its_own_status() {
+    ends_with(guests::execute_device_memory(), Exit::Failed(FailureKind::KvmInternalError));
+}
+
+#[test]
+fn what_the_guest_prints_reaches_the_console_before_the_end() {
+    assert_eq!(ends_with(guests::hello(), Exit::PowerOff), b"hello\n");
+}
+
+#[test]
+fn the_guest_reads_what_the_console_is_sent() {
+    let mut machine = Machine::start(guests::echo());
+    // More than the serial port's buffer holds.
+    let text = [b"0123456789".repeat(500), b"q".to_vec()].concat();
+    let mut writer = machine.console.try_clone().unwrap();
+    let sent = text.clone();
+    let sender = std::thread::spawn(move || writer.write_all(&sent).unwrap());
+    let mut output = vec![0; text.len()];
+    machine.console.read_exact(&mut output).unwrap();
+    sender.join().unwrap();
+    assert_eq!(output, text);
+    assert_eq!(machine.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_flood_that_nobody_reads_neither_blocks_nor_grows() {
+    let mut machine = Machine::start(guests::flood());
+    machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    // It still answers, and still ends when told to.
+    assert!(put_power(&machine, "power_off").starts_with("HTTP/1.1 204"));
+    assert_eq!(machine.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_reset_reboots_in_the_same_process() {
+    let mut machine = Machine::start(guests::reset());
+    let pid = machine.process.id();
+    for _ in 0..20 {
+        machine.wait_for(|event| matches!(event, Event::Reset { .. }));
+        machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    }
+    assert_eq!(machine.process.id(), pid);
+    assert!(machine.process.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn reboots_leak_no_descriptor_and_no_memory() {
+    let mut machine = Machine::start(guests::reset());
+    let descriptors =
+        |machine: &Machine| std::fs::read_dir(format!("/proc/{}/fd", machine.process.id())).unwrap().count();
+    let mut seen = Vec::new();
+    for _ in 0..50 {
+        machine.wait_for(|event| matches!(event, Event::Running { .. }));
+        seen.push(descriptors(&machine));
+    }
+    // The count moves while a VM is taken down and set up again, but does not climb.
+    let (early, late) = seen.split_at(25);
+    assert!(late.iter().max() <= early.iter().max(), "{seen:?}");
+}
+
+#[test]
+fn letting_go_of_the_lifeline_ends_the_machine() {
+    for guest in [guests::idle(), guests::spin()] {
+        let mut machine = Machine::start(guest);
+        machine.wait_for(|event| matches!(event, Event::Running { .. }));
+        machine.lifeline = None;
+        assert_eq!(machine.end().0.code(), Some(Exit::Abandoned.code().into()));
+    }
+}
+
+#[test]
+fn the_power_button_reaches_the_guest() {
+    let mut machine = Machine::start(guests::wait_for_power_button());
+    machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    assert!(put_power(&machine, "power_button").starts_with("HTTP/1.1 204"));
+    assert_eq!(machine.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_reset_from_outside_reboots() {
+    let mut machine = Machine::start(guests::spin());
+    machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    assert!(put_power(&machine, "reset").starts_with("HTTP/1.1 204"));
+    machine.wait_for(|event| matches!(event, Event::Reset { .. }));
+    machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    let answer = request(&machine, "GET /machine HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
+    assert!(answer.contains("\"reboots\":1"), "{answer}");
+}
+
+#[test]
+fn metrics_count_the_exits_of_the_guest() {
+    let mut machine = Machine::start(guests::echo());
+    machine.console.write_all(b"x").unwrap();
+    machine.console.read_exact(&mut [0]).unwrap();
+    let answer = request(&machine, "GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let metrics: ec2vmm_vmm_api::control::Metrics = serde_json::from_str(body).unwrap();
+    assert!(metrics.devices["vcpu"]["port_exits"] >= 3);
+}
+
+#[test]
+fn the_memory_map_is_the_machines() {
+    let mut config = machine::config();
+    config.memory_mib = 3 * 1024 + 512;
+    let machine = Machine::start_with(&config, &elf(guests::print_memory_map()));
+    let (status, output) = machine.end();
+    assert_eq!(status.code(), Some(0));
+    let (&count, entries) = output.split_first().unwrap();
+    let entries: Vec<(u64, u64, u32)> = entries
+        .chunks_exact(20)
+        .map(|entry| {
+            let word = |range: std::ops::Range<usize>| u64::from_le_bytes(entry[range].try_into().unwrap());
+            (word(0..8), word(8..16), u32::from_le_bytes(entry[16..].try_into().unwrap()))
+        })
+        .collect();
+    assert_eq!(entries.len(), usize::from(count));
+    let ram: u64 = entries.iter().filter(|entry| entry.2 == 1).map(|entry| entry.1).sum();
+    assert_eq!(
+        ram,
+        (config.memory_mib << 20) - (0x10_0000 - 0x9_fc00),
+        "all but what is reserved below 1 MiB"
+    );
+    assert!(entries.contains(&(0x1_0000_0000, 512 << 20, 1)), "{entries:x?}");
+}
+
+#[test]
+fn the_second_processor_starts() {
+    let mut config = machine::config();
+    config.cpus = 2;
+    let (status, output) = Machine::start_with(&config, &elf(guests::second_processor())).end();
+    assert_eq!((status.code(), output.as_slice()), (Some(0), b"2".as_slice()));
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_refused() {
+    let cases: [(&str, fn(&mut ec2vmm_vmm_api::MachineConfig)); 5] = [
+        ("of another version", |config| config.version += 1),
+        ("1 to 64 vCPUs", |config| config.cpus = 65),
+        ("1 to 64 vCPUs", |config| config.cpus = 0),
+        ("at least 32 MiB", |config| config.memory_mib = config::MEMORY_MIB_MIN - 1),
+        ("is not open", |config| config.kvm = 1000),
+    ];
+    for (text, spoil) in cases {
+        let mut config = machine::config();
+        spoil(&mut config);
+        let mut machine = Machine::start_with(&config, &elf(guests::power_off()));
+        let Some(Event::Ended { exit, failure: Some(failure), .. }) = machine.event() else {
+            panic!("{text}")
+        };
+        assert_eq!(exit, Exit::Failed(FailureKind::Usage));
+        assert!(failure.message.contains(text), "{}", failure.message);
+        assert_eq!(machine.end().0.code(), Some(2));
+    }
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_refused() {
+    for (kernel, text) in
+        [(&b"#!/bin/sh"[..], "neither a bzImage nor an ELF"), (b"", "neither a bzImage nor an ELF")]
+    {
+        let mut machine = Machine::start_with(&machine::config(), kernel);
+        let Some(Event::Ended { exit, failure: Some(failure), .. }) = machine.event() else {
+            panic!("{text}")
+        };
+        assert_eq!(exit, Exit::Failed(FailureKind::WrongKernel));
+        assert!(failure.message.contains(text), "{}", failure.message);
+    }
+}
