@@ -10,4 +10,5 @@
 )]
 
 mod boot;
+mod journal;
 mod tools;
