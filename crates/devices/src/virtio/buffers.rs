@@ -189,7 +189,8 @@ impl Buffers {
         done
     }
 
-    fn slices_from(&self, offset: u64) -> impl Iterator<Item = VolatileSlice<'_>> {
+    /// The pieces from byte `offset` on.
+    pub fn slices_from(&self, offset: u64) -> impl Iterator<Item = VolatileSlice<'_>> {
         let mut skip = offset;
         self.slices().filter_map(move |slice| {
             let here = skip.min(slice.len() as u64);

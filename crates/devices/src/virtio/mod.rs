@@ -11,6 +11,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 
 pub use again::Again;
 pub use buffers::Buffers;
