@@ -365,6 +365,23 @@ impl Boot {
     }
 }
 
+/// Runs a GRUB configuration on a disk in memory and returns what it boots, for fuzzing.
+///
+/// # Errors
+/// The configuration chooses nothing.
+#[cfg(fuzzing)]
+pub fn fuzz_grub(text: &str) -> Result<String, GrubError> {
+    let disk = grub::memory::Memory::default()
+        .device("hd0,gpt1", "11111111-2222-3333-4444-555555555555", "rootfs")
+        .device("hd0,gpt2", "", "")
+        .file("(hd0,gpt1)/boot/grub/grubenv", "# GRUB Environment Block\nsaved_entry=1>0\n####")
+        .file("(hd0,gpt1)/boot/grub/custom.cfg", text)
+        .file("(hd0,gpt1)/boot/loader/entries/a.conf", "title A\nlinux /vmlinuz\noptions $kernelopts ro\n")
+        .file("(hd0,gpt1)/boot/loader/entries/b.conf", text);
+    let folder = Place { device: "hd0,gpt1".to_owned(), path: "/boot/grub".to_owned() };
+    grub::choose(&disk, &folder, text).map(|choice| choice.linux.cmdline)
+}
+
 const GRUB_FOLDERS: [&str; 4] = ["/boot/grub", "/boot/grub2", "/grub", "/grub2"];
 const KERNEL_BYTES_MAX: u64 = 128 << 20;
 const INITRD_BYTES_MAX: u64 = 512 << 20;

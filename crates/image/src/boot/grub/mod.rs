@@ -2,6 +2,8 @@
 
 mod environment;
 mod loader_entries;
+#[cfg(any(test, fuzzing))]
+pub(super) mod memory;
 mod parse;
 mod places;
 mod run;
