@@ -31,9 +31,9 @@ use vm_memory::{Bytes, GuestAddress};
 pub use self::backend::{Backend, Completion, Operation, Request};
 use self::{
     limits::Limits,
-    request::{Parsed, Status, Work},
+    request::{Parsed, Spares, Status, Work},
 };
-use super::{Again, Buffers, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+use super::{Again, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake, queue::Chain};
 use crate::Memory;
 
 /// A disk on the virtio bus.
@@ -84,7 +84,7 @@ struct State {
     /// By token.
     under_way: Vec<Option<UnderWay>>,
     free_tokens: Vec<u16>,
-    spare: Vec<Buffers>,
+    spares: Spares,
 }
 
 /// A request that the backend has.
@@ -150,64 +150,56 @@ impl<B: Backend> Block<B> {
 
     /// Take what the driver has put into a queue, as far as the bounds of one wake go.
     fn serve(&mut self, index: usize) -> Result<(), GuestFault> {
-        let Some(queue) = self.state.queues.get_mut(index) else { return Ok(()) };
-        if !queue.is_ready() {
-            return Ok(());
-        }
-        let mut budget = CHAINS_PER_WAKE;
-        let mut answered = false;
-        loop {
-            queue.disable_kicks()?;
-            while budget > 0 && !self.state.free_tokens.is_empty() {
-                let Some(chain) = queue.pop()? else { break };
-                budget -= 1;
-                let (head, memory) = (chain.head_index(), Arc::clone(queue.memory()));
-                let spare = &mut self.state.spare;
-                let take = || spare.pop().unwrap_or_else(|| Buffers::new(Arc::clone(&memory)));
-                let Some(parsed) = request::parse(chain, &self.limits, take) else {
-                    self.counters.refused += 1;
-                    queue.complete(head, 0)?;
-                    answered = true;
-                    continue;
-                };
-                let Parsed { head, status, work } = parsed;
-                let (outcome, written) = match work {
-                    Work::Disk(operation) => {
-                        let flush_after = self.state.write_through;
-                        let work = UnderWay::new(queue.index(), head, status, &operation, flush_after);
-                        if let Some(token) = self.state.free_tokens.pop()
-                            && let Some(slot) = self.state.under_way.get_mut(usize::from(token))
-                        {
-                            *slot = Some(work);
-                            self.backend.enqueue(Request { token, operation });
-                        }
-                        continue;
-                    }
-                    Work::Serial(buffers) => {
-                        buffers.write_at(0, &self.serial);
-                        (Status::Ok, VIRTIO_BLK_ID_BYTES + 1)
-                    }
-                    Work::Answer(status) => (status, 1),
-                };
-                self.counters.refused += u64::from(outcome != Status::Ok);
-                answer(&memory, status, outcome);
-                queue.complete(head, written)?;
-                answered = true;
-            }
-            if budget == 0 {
-                self.again.call();
-                break;
-            }
-            // With no token left, the next completion comes back here.
-            if self.state.free_tokens.is_empty() || !queue.enable_kicks()? {
+        let Some(queue) = self.state.ready_queue(index) else { return Ok(()) };
+        queue.disable_kicks()?;
+        let mut left = CHAINS_PER_WAKE;
+        // With no token left, the next completion comes back here.
+        while left > 0 && !self.state.free_tokens.is_empty() {
+            let Some(queue) = self.state.ready_queue(index) else { break };
+            left -= 1;
+            if let Some(chain) = queue.pop()? {
+                self.begin(index, chain)?;
+            } else if !queue.enable_kicks()? {
                 break;
             }
         }
-        if answered {
-            queue.notify()?;
+        if left == 0 {
+            self.again.call();
         }
         self.backend.submit();
-        Ok(())
+        self.state.ready_queue(index).map_or(Ok(()), VirtQueue::notify)
+    }
+
+    /// Hand a request to the backend, or answer it.
+    fn begin(&mut self, index: usize, chain: Chain) -> Result<(), GuestFault> {
+        let Self { backend, limits, serial, counters, state, .. } = self;
+        let State { queues, write_through, under_way, free_tokens, spares, .. } = state;
+        let Some(queue) = queues.get_mut(index) else { return Ok(()) };
+        let head = chain.head_index();
+        let Some(Parsed { head, status, work }) = request::parse(chain, limits, queue.memory(), spares)
+        else {
+            counters.refused += 1;
+            return queue.complete(head, 0);
+        };
+        let (outcome, written) = match work {
+            Work::Disk(operation) => {
+                // `serve` saw to it that there is a token.
+                let Some(token) = free_tokens.pop() else { return Ok(()) };
+                if let Some(slot) = under_way.get_mut(usize::from(token)) {
+                    *slot = Some(UnderWay::new(queue.index(), head, status, &operation, *write_through));
+                    backend.enqueue(Request { token, operation });
+                }
+                return Ok(());
+            }
+            Work::Serial(buffers) => {
+                buffers.write_at(0, serial);
+                (Status::Ok, VIRTIO_BLK_ID_BYTES + 1)
+            }
+            Work::Answer(outcome) => (outcome, 1),
+        };
+        counters.refused += u64::from(outcome != Status::Ok);
+        answer(queue.memory(), status, outcome);
+        queue.complete(head, written)
     }
 
     /// Answer what the backend has ended.
@@ -216,7 +208,7 @@ impl<B: Backend> Block<B> {
         while let Some(done) = self.next_completion() {
             let Completion { request: Request { token, operation }, result } = done;
             if let Operation::Read { buffers, .. } | Operation::Write { buffers, .. } = operation {
-                self.state.keep_spare(buffers);
+                self.state.spares.keep(buffers);
             }
             let Some(slot) = self.state.under_way.get_mut(usize::from(token)) else { continue };
             let Some(mut work) = slot.take() else { continue };
@@ -280,7 +272,7 @@ impl<B: Backend> VirtioDevice for Block<B> {
             flush_enqueued: false,
             under_way: vec![None; usize::from(slots)],
             free_tokens: (0..slots).collect(),
-            spare: Vec::new(),
+            spares: Spares::default(),
             queues,
         };
         Ok(())
@@ -339,12 +331,8 @@ impl<B: Backend> VirtioDevice for Block<B> {
 }
 
 impl State {
-    /// Keep an allocation for the next request, unless there are many or it is large.
-    fn keep_spare(&mut self, mut buffers: Buffers) {
-        if self.spare.len() < SPARES_MAX && buffers.capacity() <= SPARE_SEGMENTS_MAX {
-            buffers.clear();
-            self.spare.push(buffers);
-        }
+    fn ready_queue(&mut self, index: usize) -> Option<&mut VirtQueue> {
+        self.queues.get_mut(index).filter(|queue| queue.is_ready())
     }
 }
 
@@ -414,5 +402,3 @@ const SOURCE_BACKEND: usize = 0;
 const PCI_CLASS_SCSI: u32 = 0x01_00_00;
 /// So that a driver that never stops cannot keep the loop from the other devices.
 const CHAINS_PER_WAKE: usize = 512;
-const SPARES_MAX: usize = 64;
-const SPARE_SEGMENTS_MAX: usize = 64;

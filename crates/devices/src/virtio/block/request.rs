@@ -1,6 +1,8 @@
 //! A block request as the driver writes it (virtio 1.2 section 5.2.6): 16 bytes of header, data, and
 //! one byte for the status. How these are spread over descriptors says nothing.
 
+use std::sync::Arc;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -11,7 +13,10 @@ use super::{
     backend::Operation,
     limits::{Limits, SECTOR, SEGMENTS_MAX},
 };
-use crate::virtio::{Buffers, queue::Chain};
+use crate::{
+    Memory,
+    virtio::{Buffers, queue::Chain},
+};
 
 /// A request, taken apart and checked.
 #[derive(Debug)]
@@ -53,24 +58,51 @@ impl Status {
     }
 }
 
+/// Empty buffers that keep their allocations for the next requests.
+#[derive(Default)]
+pub(super) struct Spares(Vec<Buffers>);
+
+impl Spares {
+    fn take(&mut self, memory: &Arc<Memory>) -> Buffers {
+        self.0.pop().unwrap_or_else(|| Buffers::new(Arc::clone(memory)))
+    }
+
+    /// Keep an allocation, unless there are many or it is large.
+    pub(super) fn keep(&mut self, mut buffers: Buffers) {
+        if self.0.len() < SPARES_MAX && buffers.capacity() <= SPARE_SEGMENTS_MAX {
+            buffers.clear();
+            self.0.push(buffers);
+        }
+    }
+}
+
 /// Take a request apart. None: the chain has no place for a status, so it cannot be answered.
-/// `take` gives empty buffers, of which two are used at most.
-pub(super) fn parse(chain: Chain, limits: &Limits, mut take: impl FnMut() -> Buffers) -> Option<Parsed> {
+pub(super) fn parse(
+    chain: Chain,
+    limits: &Limits,
+    memory: &Arc<Memory>,
+    spares: &mut Spares,
+) -> Option<Parsed> {
     let head = chain.head_index();
-    let (mut readable, mut writable) = (take(), take());
+    let (mut readable, mut writable) = (spares.take(memory), spares.take(memory));
     let (status, outcome) = Buffers::gather(chain, &mut readable, &mut writable);
     let status = status?;
     let work = match outcome {
         Ok(()) => {
             writable.truncate(writable.len().saturating_sub(1));
-            understand(readable, writable, limits).unwrap_or_else(Work::Answer)
+            understand(readable, writable, limits, spares).unwrap_or_else(Work::Answer)
         }
         Err(_) => Work::Answer(Status::Error),
     };
     Some(Parsed { head, status, work })
 }
 
-fn understand(mut readable: Buffers, writable: Buffers, limits: &Limits) -> Result<Work, Status> {
+fn understand(
+    mut readable: Buffers,
+    writable: Buffers,
+    limits: &Limits,
+    spares: &mut Spares,
+) -> Result<Work, Status> {
     let mut header = [0; HEADER_LEN];
     if readable.read_at(0, &mut header) != HEADER_LEN {
         return Err(Status::Error);
@@ -82,11 +114,13 @@ fn understand(mut readable: Buffers, writable: Buffers, limits: &Limits) -> Resu
     let operation = match u32::from_le_bytes([a, b, c, d]) {
         VIRTIO_BLK_T_IN => {
             let offset = place(&writable, &readable, sector, limits)?;
+            spares.keep(readable);
             Operation::Read { offset, buffers: writable }
         }
         VIRTIO_BLK_T_OUT => {
             writing(limits)?;
             let offset = place(&readable, &writable, sector, limits)?;
+            spares.keep(writable);
             Operation::Write { offset, buffers: readable }
         }
         VIRTIO_BLK_T_FLUSH => Operation::Flush,
@@ -163,3 +197,5 @@ fn range(data: &Buffers, max: Option<u32>, limits: &Limits) -> Result<Range, Sta
 const HEADER_LEN: usize = 16;
 const SEGMENT_LEN: usize = 16;
 const FLAG_UNMAP: u32 = 1;
+const SPARES_MAX: usize = 64;
+const SPARE_SEGMENTS_MAX: usize = 64;
