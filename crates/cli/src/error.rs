@@ -6,7 +6,7 @@ use std::{io::Write, process::ExitCode};
 use ec2vmm_host::Explained;
 use ec2vmm_vmm_api::{Exit, Failure, FailureKind};
 
-use crate::output;
+use crate::output::{self, printable};
 
 /// An error that ends the command.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +43,50 @@ impl Error {
 
     /// Tells people on standard error.
     pub(crate) fn report(&self) -> ExitCode {
-        if let Self::Failed(Failure { message, hint, .. }) = self {
-            let hint = hint.as_ref().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+        if let Self::Failed(Failure { kind, message, hint }) = self {
+            let hint = hint.as_deref().or(usual_hint(*kind));
+            let hint = hint.map(|hint| format!("hint: {}\n", printable(hint))).unwrap_or_default();
+            let message = printable(message);
             // With standard error closed there is nobody left to tell; the exit status still says it.
             let _ = write!(std::io::stderr().lock(), "ec2vmm: {message}\n{hint}");
         }
         self.code().into()
     }
+}
+
+/// What can be done about a kind of failure where nothing better is known.
+fn usual_hint(kind: FailureKind) -> Option<&'static str> {
+    Some(match kind {
+        FailureKind::Usage => "`ec2vmm run --help` explains every option",
+        FailureKind::NoSuchImage => "check the name; `scripts/build-image debian-12` makes an image",
+        FailureKind::NotADisk => {
+            "a raw or qcow2 disk image is wanted; `qemu-img convert -O qcow2 OLD NEW` makes one of others"
+        }
+        FailureKind::BrokenQcow2 => "`qemu-img check FILE` says more; or fetch the file again",
+        FailureKind::BrokenPartitionTable => "`sgdisk --verify FILE` says more; or fetch the file again",
+        FailureKind::BrokenFileSystem => "`ec2vmm image inspect FILE` shows which; or fetch the file again",
+        FailureKind::NoKernel => {
+            "`ec2vmm image inspect FILE` shows what is there; or name a kernel with `--kernel`"
+        }
+        FailureKind::WrongKernel => "use the image or kernel for x86-64 (amd64)",
+        FailureKind::Permission => "check the file's owner and mode, or run as root",
+        FailureKind::TripleFault => "the guest's processor gave up; the registers above tell where",
+        FailureKind::GuestPanic => "the kernel's last words are on the console",
+        FailureKind::KvmInternalError => {
+            "this host's KVM cannot run this guest; try another host, or `scripts/lab`"
+        }
+        FailureKind::UnknownType => "`ec2vmm types` lists them all",
+        FailureKind::Memory | FailureKind::Cpus => "choose another `--type`, or `--cpus` and `--memory`",
+        FailureKind::NoKvm | FailureKind::NoHardwareVirtualization => {
+            "`scripts/lab` brings its own virtualization"
+        }
+        FailureKind::NoTap | FailureKind::TapBusy => "`ip tuntap show` lists the taps of this host",
+        FailureKind::DiskInUse => "end the other machine, or work on a copy of the file",
+        FailureKind::BadInput => {
+            "check the name and what the file holds; `ec2vmm run --help` says what is wanted"
+        }
+        FailureKind::Other | FailureKind::Timeout => return None,
+    })
 }
 
 impl<E: Explained> From<E> for Error {

@@ -46,11 +46,45 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
     std::iter::once(line(&head.map(str::to_owned))).chain(rows.iter().map(line)).collect()
 }
 
+/// Text from a stranger, made safe for a terminal: control characters are spelled out.
+pub(crate) fn printable(text: &str) -> String {
+    let spell = |letter: char| match letter.is_control() {
+        true => letter.escape_default().to_string(),
+        false => letter.to_string(),
+    };
+    text.chars().map(spell).collect()
+}
+
+/// A number of bytes in its largest binary unit, with one decimal, rounded down, where it is not whole.
+pub(crate) fn bytes(count: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"].into_iter().zip([10, 20, 30, 40]);
+    match units.rev().find(|(_, shift)| count >> shift > 0) {
+        None => format!("{count} B"),
+        Some((unit, shift)) if count.is_multiple_of(1 << shift) => format!("{} {unit}", count >> shift),
+        // Tenths, in 128 bits because ten times the count may not fit.
+        Some((unit, shift)) => {
+            let tenths = (u128::from(count) * 10) >> shift;
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+    }
+}
+
 /// The status of a program that SIGPIPE ended: 128 + 13.
 pub(crate) const CLOSED: u8 = 141;
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn strangers_do_not_drive_the_terminal() {
+        assert_eq!(super::printable("a\u{1b}[2J\nb\u{9b}ä"), "a\\u{1b}[2J\\nb\\u{9b}ä");
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        let sizes = [0, 1023, 1024, 1536, 1 << 20, 3 << 30, u64::MAX].map(super::bytes);
+        assert_eq!(sizes, ["0 B", "1023 B", "1 KiB", "1.5 KiB", "1 MiB", "3 GiB", "16777215.9 TiB"]);
+    }
+
     #[test]
     fn columns_line_up() {
         let rows = [["t3.micro".to_owned(), "2".to_owned()], ["x".to_owned(), String::new()]];

@@ -30,10 +30,11 @@ use crate::{
 };
 
 pub(crate) fn run(args: &Run, environment: &Environment) -> Done {
-    let started = Instant::now();
-    let ending = Plan::new(args, environment).and_then(|plan| session::run(&plan));
+    // Other events count from the birth of the machine process; without one there are no others.
+    let mut born = Instant::now();
+    let ending = Plan::new(args, environment).and_then(|plan| session::run(&plan, &mut born));
     if args.json {
-        let told = tell_end(started, &ending);
+        let told = tell_end(born, &ending);
         // What went wrong first is what people want to read.
         if ending.is_ok() {
             told?;
@@ -46,14 +47,14 @@ pub(crate) fn run(args: &Run, environment: &Environment) -> Done {
 }
 
 /// The last line with `--json`, whatever happened.
-fn tell_end(started: Instant, ending: &Result<Ending, Error>) -> Result<(), Error> {
+fn tell_end(born: Instant, ending: &Result<Ending, Error>) -> Result<(), Error> {
     let (exit, failure): (Exit, Option<Failure>) = match ending {
         Ok(Ending::PowerOff) => (Exit::PowerOff, None),
         Ok(Ending::Signal(_)) => (Exit::Abandoned, None),
         Err(Error::Failed(failure)) => (Exit::Failed(failure.kind), Some(failure.clone())),
         Err(Error::OutputClosed) => return Ok(()),
     };
-    let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let us = u64::try_from(born.elapsed().as_micros()).unwrap_or(u64::MAX);
     let told = serde_json::to_string(&Event::Ended { us, exit, failure })
         .map_err(std::io::Error::from)
         .and_then(|line| say(&(line + "\n")));

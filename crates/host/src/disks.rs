@@ -141,6 +141,9 @@ impl Explained for Error {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::Open(OpenError::NotFound(_)) => {
+                Some("check the name; `scripts/build-image debian-12` makes an image to start with".into())
+            }
             Self::Open(error) => error.hint(),
             Self::NotADisk { source, .. } => source.hint(),
             Self::FormatNotSaid { .. } => {

@@ -38,6 +38,12 @@ pub enum Error {
     /// A file is of no use.
     #[error(transparent)]
     File(#[from] files::Error),
+    /// More user data than a machine can have.
+    #[error("user data {} is larger than {USER_DATA_BYTES_MAX} bytes", path.display())]
+    UserDataTooLarge {
+        /// The file.
+        path: PathBuf,
+    },
     /// A private key where a public one belongs.
     #[error("{} holds a private key", path.display())]
     PrivateKey {
@@ -75,7 +81,10 @@ impl Explained for Error {
     fn kind(&self) -> FailureKind {
         match self {
             Self::File(error) => error.kind(),
-            Self::PrivateKey { .. } | Self::NotAKey { .. } | Self::NoKey { .. } => FailureKind::BadInput,
+            Self::UserDataTooLarge { .. }
+            | Self::PrivateKey { .. }
+            | Self::NotAKey { .. }
+            | Self::NoKey { .. } => FailureKind::BadInput,
             Self::Hostname { .. } => FailureKind::Usage,
             Self::Make(_) => FailureKind::Other,
         }
@@ -84,6 +93,9 @@ impl Explained for Error {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::File(error) => return error.hint(),
+            Self::UserDataTooLarge { .. } => {
+                "EC2 has the same limit: have the user data fetch what does not fit, or compress it with gzip".into()
+            }
             Self::PrivateKey { path } => format!(
                 "private keys stay with you: give the public one, most likely {}.pub, or get it with \
                  `ssh-keygen -y -f {}`",
@@ -110,9 +122,12 @@ impl Seed {
     /// Reads user data for [`Seed::user_data`].
     ///
     /// # Errors
-    /// [`Error::File`], where it is larger than [`USER_DATA_BYTES_MAX`], too.
+    /// [`Error::UserDataTooLarge`], [`Error::File`].
     pub fn read_user_data(path: &Path) -> Result<Vec<u8>, Error> {
-        Ok(files::read(path, USER_DATA_BYTES_MAX)?)
+        files::read(path, USER_DATA_BYTES_MAX).map_err(|error| match error {
+            files::Error::TooLarge { path, .. } => Error::UserDataTooLarge { path },
+            error => Error::File(error),
+        })
     }
 
     /// Makes the disk: an unnamed, sealed file, open for reading.

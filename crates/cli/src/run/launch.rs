@@ -1,7 +1,7 @@
 //! From a plan to a running machine process: everything is opened here, in the order in which people
 //! would want to hear that it cannot be. What is opened closes again on every error.
 
-use std::{ffi::OsStr, os::fd::OwnedFd};
+use std::{ffi::OsStr, os::fd::OwnedFd, time::Instant};
 
 use ec2vmm_host::{
     capacity, disks, files,
@@ -31,7 +31,8 @@ pub(crate) struct Launched {
     _sockets: Vec<Listener>,
 }
 
-pub(crate) fn launch(plan: &Plan) -> Result<Launched, Error> {
+/// Starts the machine, and says when.
+pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error> {
     let mut notes = Vec::new();
     let disks = open_disks(plan)?;
     let boot = open_boot(&plan.boot)?;
@@ -69,6 +70,7 @@ pub(crate) fn launch(plan: &Plan) -> Result<Launched, Error> {
         vsock: vsock_end,
         control: Some(control_end),
     };
+    *born = Instant::now();
     let machine = Machine::start(&program, parts)?;
     let sockets = vsock.into_iter().chain(control).collect();
     Ok(Launched { machine, notes, console_file, control: dialer, _sockets: sockets })

@@ -32,13 +32,16 @@ use super::{
     signals::Signals,
     stream::{State, Stream, timespec},
 };
-use crate::error::{Error, failed_to};
+use crate::{
+    error::{Error, failed_to},
+    output::printable,
+};
 
-/// Starts a machine and stays with it.
-pub(crate) fn run(plan: &Plan) -> Result<Ending, Error> {
+/// Starts a machine and stays with it. Says when it was born.
+pub(crate) fn run(plan: &Plan, born: &mut Instant) -> Result<Ending, Error> {
     // From here on a signal is an ending with everything put away.
     let signals = Signals::catch()?;
-    let mut session = Session::begin(plan, signals, launch(plan)?)?;
+    let mut session = Session::begin(plan, signals, launch(plan, born)?)?;
     while !session.is_over() {
         session.step()?;
     }
@@ -375,7 +378,7 @@ impl Session {
             lines.extend(self.log_lines.rest());
         }
         for line in lines {
-            self.remark(&String::from_utf8_lossy(&line))?;
+            self.remark(&printable(String::from_utf8_lossy(&line).trim_end()))?;
         }
         Ok(())
     }

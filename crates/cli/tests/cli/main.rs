@@ -1,0 +1,18 @@
+//! The command as people and scripts meet it, with a machine process that plays a part: no KVM, no root.
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod endings;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod help;
+#[cfg(test)]
+mod host;
+#[cfg(test)]
+mod printing;
+#[cfg(test)]
+mod streams;
+#[cfg(test)]
+mod terminal;
