@@ -72,7 +72,6 @@ pub struct Machine {
 
 /// What exists while the machine has power.
 struct Run {
-    /// Dropped first, by [`Machine::power_off`], which waits for the threads.
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     /// Kept while the vCPUs run.
@@ -110,9 +109,9 @@ impl Machine {
     fn live_until_the_end(&mut self) -> Result<(Exit, Option<Failure>), MachineError> {
         self.watch_sources()?;
         loop {
-            let mut run = self.power_on()?;
+            let run = self.power_on()?;
             let end = self.serve(&run.bus);
-            self.power_off(&mut run);
+            self.power_off(run);
             match end? {
                 End::Exit(exit, failure) => return Ok((exit, failure)),
                 End::Reset => {}
@@ -166,7 +165,7 @@ impl Machine {
             match Vcpu::start(vcpu, index, bus, self.mailbox.sender(), counters) {
                 Ok(vcpu) => run.vcpus.push(vcpu),
                 Err(source) => {
-                    self.power_off(&mut run);
+                    self.power_off(run);
                     return Err(MachineError::System { what: "starting a vCPU's thread", source });
                 }
             }
@@ -231,9 +230,9 @@ impl Machine {
         })
     }
 
-    /// Ends the vCPUs, and makes every device as born.
-    fn power_off(&mut self, run: &mut Run) {
-        run.vcpus.drain(..).for_each(Vcpu::stop);
+    /// Ends the vCPUs, makes every device as born, and lets go of the VM.
+    fn power_off(&mut self, run: Run) {
+        Vcpu::stop_all(run.vcpus);
         for slot in &mut self.slots {
             self.event_loop.stop_device(slot);
         }
@@ -247,10 +246,10 @@ impl Machine {
                 .event_loop
                 .wait()
                 .map_err(|source| MachineError::System { what: "waiting for events", source })?;
-            for source in ready {
-                if let Some(end) = self.handle(source, bus) {
-                    return Ok(end);
-                }
+            // All of them, even if one is the end: most come only once.
+            let ends: Vec<End> = ready.into_iter().filter_map(|source| self.handle(source, bus)).collect();
+            if let Some(end) = ends.into_iter().next() {
+                return Ok(end);
             }
         }
     }

@@ -64,11 +64,11 @@ pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()>
     let Some(len) = end.checked_sub(first).filter(|&len| len > 0) else { return Ok(()) };
     let len = usize::try_from(len).map_err(|_| outside())?;
     let first = usize::try_from(first).map_err(|_| outside())?;
-    #[allow(unsafe_code, reason = "madvise")]
-    // SAFETY: [first, first + len) was checked to lie within this region's mapping, which is private
-    // and anonymous, and lives as long as `memory`. Nothing in this process holds a Rust reference
-    // into guest memory.
-    let result: c_int = unsafe { libc::madvise(region.as_ptr().add(first).cast(), len, libc::MADV_DONTNEED) };
+    // SAFETY: `first` was checked to lie within this region's mapping.
+    let pages = unsafe { region.as_ptr().add(first) };
+    // SAFETY: [first, first + len) lies within the mapping too, which is private and anonymous and
+    // lives as long as `memory`. Nothing in this process holds a Rust reference into guest memory.
+    let result: c_int = unsafe { libc::madvise(pages.cast(), len, libc::MADV_DONTNEED) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

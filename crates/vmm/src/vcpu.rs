@@ -1,7 +1,7 @@
 //! A vCPU: a thread that lets KVM run the guest, and answers what KVM cannot.
 //!
 //! It ends by itself when the guest asks for power-off or reset, or when it cannot go on; others end
-//! it by [`Vcpu::stop`].
+//! them by [`Vcpu::stop_all`].
 
 use std::{
     io,
@@ -28,7 +28,7 @@ use crate::{
 /// Why a vCPU's thread has ended.
 #[derive(Debug)]
 pub enum VcpuEnd {
-    /// [`Vcpu::stop`] was called.
+    /// [`Vcpu::stop_all`] was called.
     Stopped,
     /// The guest wants to be reset.
     Reset,
@@ -112,12 +112,15 @@ impl Vcpu {
         Ok(Self { thread, kick })
     }
 
-    /// Ends it and waits until it has ended.
-    pub fn stop(self) {
-        let Self { thread, kick } = self;
-        kick.stop(&thread);
-        if thread.join().is_err() {
-            log::error!("a vCPU's thread has panicked");
+    /// Ends them all and waits until they have ended.
+    pub fn stop_all(vcpus: Vec<Self>) {
+        for Self { thread, kick } in &vcpus {
+            kick.stop(thread);
+        }
+        for Self { thread, .. } in vcpus {
+            if thread.join().is_err() {
+                log::error!("a vCPU's thread has panicked");
+            }
         }
     }
 }
@@ -162,7 +165,7 @@ impl Kick {
     }
 }
 
-/// Prepares the process for [`Vcpu::stop`]: its signal must not end the process.
+/// Prepares the process for [`Vcpu::stop_all`]: its signal must not end the process.
 ///
 /// # Errors
 /// The system refused the handler.

@@ -93,7 +93,7 @@ pub fn load(
     rsdp: u64,
 ) -> Result<Entry, BootError> {
     let image = load_kernel(memory, memory_mib, kernel)?;
-    let initrd = initrd.map(|initrd| load_initrd(memory, memory_mib, &image, initrd)).transpose()?;
+    let initrd = initrd.map(|mut initrd| load_initrd(memory, memory_mib, &image, &mut initrd)).transpose()?;
     write_cmdline(memory, cmdline, image.cmdline_max)?;
     match image.entry {
         Entry::Linux64 { .. } => write_boot_params(memory, memory_mib, &image, initrd, cmdline, rsdp)?,
@@ -185,7 +185,7 @@ fn load_initrd(
     memory: &Memory,
     memory_mib: u64,
     image: &Image,
-    initrd: Initrd<'_>,
+    initrd: &mut Initrd<'_>,
 ) -> Result<Loaded, BootError> {
     let ram_end = layout::ram(memory_mib).first().map_or(0, |range| range.end);
     let end = ram_end.min(image.initrd_end_max);
@@ -320,5 +320,6 @@ fn mib_up(bytes: u64) -> u64 {
 }
 
 /// Without the terminating zero.
+#[allow(clippy::cast_possible_truncation, reason = "64 KiB")]
 const CMDLINE_BYTES_MAX: usize = (layout::CMDLINE.end - layout::CMDLINE.start - 1) as usize;
 const PAGE_BYTES: u64 = 4096;

@@ -99,7 +99,7 @@ pub fn write_tables(entry: &Entry, memory: &Memory) -> Result<(), GuestMemoryErr
     for gib in 0..MAPPED_GIB {
         let directory = directories + gib * PAGE_BYTES;
         memory.write_obj(directory | PAGE_PRESENT_WRITABLE, GuestAddress(pdpt + gib * 8))?;
-        let mut entries = [0_u8; PAGE_BYTES as usize];
+        let mut entries = [0_u8; 4096];
         for (page, entry) in (gib << 9..).zip(entries.chunks_exact_mut(8)) {
             entry.copy_from_slice(&(page << 21 | PAGE_LARGE | PAGE_PRESENT_WRITABLE).to_le_bytes());
         }

@@ -16,7 +16,7 @@ macro_rules! guests {
         );
 
         $(#[$doc])*
-        pub fn $name() -> &'static [u8] {
+        pub(crate) fn $name() -> &'static [u8] {
             unsafe extern "C" {
                 #[link_name = concat!("tiny_guest_", stringify!($name))]
                 static START: u8;

@@ -25,17 +25,17 @@ const LIFELINE: i32 = 7;
 const CONTROL: i32 = 8;
 
 /// A machine process and our ends of what it holds. Killed when dropped.
-pub struct Machine {
-    pub process: Child,
-    pub console: UnixStream,
-    pub events: BufReader<UnixStream>,
-    pub lifeline: Option<UnixStream>,
-    pub control: PathBuf,
+pub(crate) struct Machine {
+    pub(crate) process: Child,
+    pub(crate) console: UnixStream,
+    pub(crate) events: BufReader<UnixStream>,
+    pub(crate) lifeline: Option<UnixStream>,
+    pub(crate) control: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 /// A configuration with everything but disks.
-pub fn config() -> MachineConfig {
+pub(crate) fn config() -> MachineConfig {
     MachineConfig {
         version: VERSION,
         kvm: KVM,
@@ -59,11 +59,11 @@ pub fn config() -> MachineConfig {
 }
 
 impl Machine {
-    pub fn start(guest: &[u8]) -> Self {
+    pub(crate) fn start(guest: &[u8]) -> Self {
         Self::start_with(&config(), &elf(guest))
     }
 
-    pub fn start_with(config: &MachineConfig, kernel: &[u8]) -> Self {
+    pub(crate) fn start_with(config: &MachineConfig, kernel: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let control = folder.path().join("control");
         let listener = UnixListener::bind(&control).unwrap();
@@ -100,19 +100,19 @@ impl Machine {
     }
 
     /// The next event; none when there will be no more.
-    pub fn event(&mut self) -> Option<Event> {
+    pub(crate) fn event(&mut self) -> Option<Event> {
         let mut line = String::new();
         self.events.read_line(&mut line).unwrap();
         (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
     }
 
     /// Waits for the first event that `wanted` picks.
-    pub fn wait_for(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
+    pub(crate) fn wait_for(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
         std::iter::from_fn(|| self.event()).find(wanted).expect("the event comes before the end")
     }
 
     /// Waits for the end: the status, and all that the console showed.
-    pub fn end(mut self) -> (ExitStatus, Vec<u8>) {
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<u8>) {
         let mut output = Vec::new();
         self.console.read_to_end(&mut output).unwrap();
         (self.process.wait().unwrap(), output)
@@ -128,7 +128,7 @@ impl Drop for Machine {
 }
 
 /// A 64-bit ELF file that loads `code` at 1 MiB and begins there.
-pub fn elf(code: &[u8]) -> Vec<u8> {
+pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
     const ADDRESS: u64 = 0x10_0000;
     const HEADERS: u64 = 64 + 56;
     let size = code.len() as u64;

@@ -1,5 +1,6 @@
 //! The machine process on guests of a few instructions. Any `/dev/kvm` will do, even an emulated one.
 #![allow(unsafe_code, reason = "machine code between two labels")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod guests;
 mod machine;
@@ -9,7 +10,7 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use ec2vmm_vmm_api::{Event, Exit, FailureKind, config};
+use ec2vmm_vmm_api::{Event, Exit, FailureKind, MachineConfig, config};
 use machine::{Machine, elf};
 
 fn ends_with(guest: &[u8], exit: Exit) -> Vec<u8> {
@@ -193,7 +194,8 @@ fn the_second_processor_starts() {
 
 #[test]
 fn a_configuration_that_makes_no_sense_is_refused() {
-    let cases: [(&str, fn(&mut ec2vmm_vmm_api::MachineConfig)); 5] = [
+    type Spoil = fn(&mut MachineConfig);
+    let cases: [(&str, Spoil); 5] = [
         ("of another version", |config| config.version += 1),
         ("1 to 64 vCPUs", |config| config.cpus = 65),
         ("1 to 64 vCPUs", |config| config.cpus = 0),
