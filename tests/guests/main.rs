@@ -1,0 +1,16 @@
+//! Real guests, driven as people drive them: by the `ec2vmm` command. See docs/TESTING.md.
+//!
+//! Every test here boots Linux. They are ignored by a plain `cargo test`; `scripts/test` runs them,
+//! in the lab where the host has no KVM for Linux guests.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what does not hold fails the test"
+)]
+
+mod machine;
+mod minimal;
+mod place;
+mod transcript;
