@@ -2,6 +2,8 @@
 
 #![allow(
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
@@ -10,5 +12,8 @@
 )]
 
 mod boot;
+mod broken;
 mod journal;
+mod open;
 mod tools;
+mod write;

@@ -110,6 +110,17 @@ pub(crate) fn run(tool: &str, words: &[&str], input: &str) -> String {
     printed
 }
 
+/// The error and its causes on one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    line
+}
+
 /// A file that starts like a bzImage of `release`, and is `bytes` long.
 pub(crate) fn kernel(release: &str, bytes: usize) -> Vec<u8> {
     let mut kernel: Vec<u8> = (0..bytes).map(|at| (at / 512) as u8).collect();
