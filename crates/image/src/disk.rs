@@ -6,13 +6,15 @@
 //!
 //! * Sizes are whole sectors of 512 bytes. A raw file that ends within a sector is extended: what is
 //!   missing reads as zeros, and the file grows when the guest first writes there.
-//! * What was written before a [`Disk::flush`] that succeeded is on stable storage.
+//! * What was written before a [`Disk::flush`] that succeeded is on stable storage. Only a file without a
+//!   name, which is gone with its last descriptor anyway, is not brought there: it is for scratch.
 //! * No file names another: each layer is what it was told to be, and whatever a header says about its
 //!   backing file is ignored here ([`crate::open`] reads it for the command line).
 
 use std::fs::File;
 use std::io;
 use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use imago::file::File as Storage;
@@ -37,6 +39,8 @@ struct Inner {
     size: u64,
     writable: bool,
     can_discard: bool,
+    /// The file that is written has no name: it is gone with its last descriptor.
+    is_scratch: bool,
     layers: Vec<LayerFacts>,
 }
 
@@ -119,7 +123,7 @@ impl Disk {
     pub fn open(layers: Vec<Layer>, write: bool) -> Result<Self, DiskError> {
         let mut facts = Vec::with_capacity(layers.len());
         let mut beneath: Option<FormatAccess<Storage>> = None;
-        let mut can_discard = false;
+        let (mut can_discard, mut is_scratch) = (false, false);
         for (layer, Layer { file, format }) in layers.into_iter().enumerate().rev() {
             let write = write && layer == 0;
             if format == Format::Raw && beneath.is_some() {
@@ -127,6 +131,7 @@ impl Disk {
             }
             let io = |source| DiskError::Io { layer, source };
             let file_bytes = file_len(&file).map_err(io)?;
+            is_scratch = file.metadata().map_err(io)?.nlink() == 0;
             if file_bytes < SECTOR {
                 return Err(DiskError::Empty { layer, bytes: file_bytes });
             }
@@ -149,7 +154,8 @@ impl Disk {
         let access = beneath.ok_or(DiskError::NoLayers)?;
         let size = access.size().next_multiple_of(SECTOR);
         let access = RwLock::new(access);
-        Ok(Self(Arc::new(Inner { access, size, writable: write, can_discard, layers: facts })))
+        let inner = Inner { access, size, writable: write, can_discard, is_scratch, layers: facts };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Size in bytes, a multiple of 512.
@@ -256,7 +262,7 @@ impl Disk {
     /// # Errors
     /// The file cannot be written.
     pub fn flush(&self) -> io::Result<()> {
-        if !self.0.writable {
+        if !self.0.writable || self.0.is_scratch {
             return Ok(());
         }
         let access = self.access();

@@ -125,3 +125,42 @@ fn recognise_head(head: &[u8]) -> Option<Filesystem> {
 
 /// Up to and with btrfs's superblock.
 const HEAD_BYTES: u64 = 0x10000 + 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::{Filesystem, FilesystemKind, recognise_head};
+
+    #[track_caller]
+    fn check(pieces: &[(usize, &[u8])], kind: FilesystemKind, label: Option<&str>, uuid: Option<&str>) {
+        let mut head = vec![0; 0x11000];
+        for (at, bytes) in pieces {
+            head[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        let (label, uuid) = (label.map(str::to_owned), uuid.map(str::to_owned));
+        assert_eq!(recognise_head(&head), Some(Filesystem { kind, label, uuid }));
+    }
+
+    #[test]
+    fn file_systems_are_known_by_their_magic_numbers() {
+        let id: &[u8] = &[0x11; 16];
+        let uuid = Some("11111111-1111-1111-1111-111111111111");
+        check(
+            &[(0x438, b"\x53\xef"), (0x468, id), (0x478, b"root")],
+            FilesystemKind::Ext4,
+            Some("root"),
+            uuid,
+        );
+        check(&[(0, b"XFSB"), (32, id), (108, b"data")], FilesystemKind::Xfs, Some("data"), uuid);
+        check(&[(0x10040, b"_BHRfS_M"), (0x10020, id)], FilesystemKind::Btrfs, None, uuid);
+        check(&[(4086, b"SWAPSPACE2"), (1036, id)], FilesystemKind::Swap, None, uuid);
+        let fat: [(usize, &[u8]); 4] =
+            [(510, b"\x55\xaa"), (0x52, b"FAT32   "), (0x43, b"\xcd\xab\x34\x12"), (0x47, b"EFI        ")];
+        check(&fat, FilesystemKind::Vfat, Some("EFI"), Some("1234-ABCD"));
+        check(&[(0, b"LUKS\xba\xbe"), (168, b"some-uuid")], FilesystemKind::Luks, None, Some("some-uuid"));
+        check(&[(512, b"LABELONE")], FilesystemKind::Lvm, None, None);
+        check(&[(0x8001, b"CD001"), (0x8028, b"cidata    ")], FilesystemKind::Iso9660, Some("cidata"), None);
+        check(&[(0, b"hsqs")], FilesystemKind::Squashfs, None, None);
+        assert_eq!(recognise_head(&[0; 0x11000]), None);
+        assert_eq!(recognise_head(b"XF"), None);
+    }
+}

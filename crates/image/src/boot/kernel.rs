@@ -23,6 +23,7 @@ pub struct Kernel {
 #[serde(rename_all = "snake_case")]
 pub enum KernelFormat {
     /// The compressed image of Linux on x86, which starts with its own loader.
+    #[serde(rename = "bzimage")]
     BzImage,
     /// An uncompressed ELF file.
     Elf,
@@ -41,10 +42,13 @@ pub enum Architecture {
     /// 32-bit ARM.
     Arm,
     /// RISC-V.
+    #[serde(rename = "riscv")]
     RiscV,
     /// LoongArch.
+    #[serde(rename = "loongarch")]
     LoongArch,
     /// POWER.
+    #[serde(rename = "powerpc")]
     PowerPc,
     /// IBM Z.
     S390,

@@ -153,3 +153,76 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 const ENTRIES_MAX: usize = 256;
 const NAMES_MAX: usize = 4096;
 const ENTRY_BYTES_MAX: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::{EntryFile, default_entry, matches, read_folder};
+    use crate::boot::grub::{Place, memory::Memory};
+
+    fn entries(files: &[(&str, &str)]) -> Vec<EntryFile> {
+        let mut disk = Memory::default().device("hd0", "", "");
+        for (name, text) in files {
+            disk = disk.file(&format!("(hd0)/loader/entries/{name}"), text);
+        }
+        let folder = Place { device: "hd0".to_owned(), path: "/loader/entries".to_owned() };
+        read_folder(&disk, &folder).unwrap()
+    }
+
+    fn chosen(files: &[(&str, &str)], config: Option<&str>) -> String {
+        default_entry(&entries(files), config).map_or("none".to_owned(), |entry| entry.id)
+    }
+
+    #[test]
+    fn an_entry_is_read_line_by_line() {
+        let text = "# comment\ntitle   Debian 12\nversion\t6.1.0-18\nlinux /vmlinuz\ninitrd /ucode.img\n\
+                    initrd /initrd.img\noptions ro\n  options quiet  \n\nnonsense\n";
+        let entry = entries(&[("debian+3-1.conf", text)]).remove(0);
+        assert_eq!(entry.id, "debian");
+        assert_eq!(entry.title(), "Debian 12");
+        assert_eq!(entry.all("initrd").collect::<Vec<_>>(), ["/ucode.img", "/initrd.img"]);
+        assert_eq!(entry.all("options").collect::<Vec<_>>(), ["ro", "quiet"]);
+        assert_eq!(entry.get("version"), Some("6.1.0-18"));
+    }
+
+    #[test]
+    fn what_is_for_others_is_left_out() {
+        let files = [
+            ("arm.conf", "linux /k\narchitecture aa64\n"),
+            ("uki.conf", "efi /EFI/Linux/a.efi\n"),
+            ("notes.txt", "linux /k\n"),
+            ("x64.conf", "linux /k\narchitecture X64\n"),
+        ];
+        assert_eq!(entries(&files).iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>(), ["x64"]);
+        assert_eq!(chosen(&[], None), "none");
+    }
+
+    #[test]
+    fn the_newest_good_entry_of_the_first_system_is_chosen() {
+        let keyed = |key: &str, version: &str| format!("linux /k\nsort-key {key}\nversion {version}\n");
+        let (old, new, other) =
+            (keyed("debian", "6.1.0-9"), keyed("debian", "6.1.0-10"), keyed("ubuntu", "6.8"));
+        let plain = "linux /k\n".to_owned();
+        let files = [("a.conf", &*old), ("b.conf", &*new), ("c.conf", &*other), ("z-99.conf", &*plain)];
+        assert_eq!(chosen(&files, None), "b");
+        assert_eq!(chosen(&[("b+0-3.conf", &*new), ("a+1.conf", &*old)], None), "a");
+        assert_eq!(chosen(&[("k-6.9.conf", &*plain), ("k-6.10.conf", &*plain)], None), "k-6.10");
+    }
+
+    #[test]
+    fn the_configuration_names_the_default_by_a_pattern() {
+        let files = [("k-1.conf", "linux /k\n"), ("k-2.conf", "linux /k\n"), ("rescue.conf", "linux /k\n")];
+        assert_eq!(chosen(&files, Some("timeout 3\ndefault k-1.conf\n")), "k-1");
+        assert_eq!(chosen(&files, Some("default k-*\n")), "k-2");
+        assert_eq!(chosen(&files, Some("default nothing-*\n")), "rescue");
+    }
+
+    #[test]
+    fn patterns_match_as_a_shell_does() {
+        for (pattern, name) in [("*", ""), ("a*c", "abbc"), ("?b*", "ab"), ("*a*a*", "banana"), ("", "")] {
+            assert!(matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
+        }
+        for (pattern, name) in [("a", "b"), ("a*c", "abb"), ("?", ""), ("*a", "ab"), ("", "a")] {
+            assert!(!matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
+        }
+    }
+}

@@ -80,10 +80,10 @@ pub enum BootError {
     #[error(transparent)]
     Table(#[from] TableError),
     /// A file system is broken, and no other has a boot entry.
-    #[error("cannot read partition {partition}")]
+    #[error("cannot read {volume}")]
     Filesystem {
-        /// Which partition; 0 is the whole disk.
-        partition: u32,
+        /// Which partition, or the disk.
+        volume: String,
         /// What is wrong.
         #[source]
         source: FilesError,
@@ -186,7 +186,7 @@ pub(crate) fn find_in(volumes: Volumes) -> Result<Boot, BootError> {
     }
     let looked = volumes.iter().map(looked_where).collect();
     match volumes.take_broken() {
-        Some((partition, source)) => Err(BootError::Filesystem { partition, source }),
+        Some((volume, source)) => Err(BootError::Filesystem { volume, source }),
         None => Err(BootError::NoEntry { looked }),
     }
 }

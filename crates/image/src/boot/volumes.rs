@@ -51,10 +51,10 @@ impl Volumes {
     }
 
     /// The first file system that should be readable and is not.
-    pub(super) fn take_broken(self) -> Option<(u32, FilesError)> {
-        self.0.into_iter().find_map(|volume| match volume.files {
-            Some(Err(error)) => Some((volume.partition.number, error)),
-            _ => None,
+    pub(super) fn take_broken(self) -> Option<(String, FilesError)> {
+        self.0.into_iter().find_map(|volume| {
+            let name = volume.to_string();
+            Some((name, volume.files?.err()?))
         })
     }
 

@@ -141,6 +141,21 @@ fn an_overlay_leaves_what_lies_beneath() {
 }
 
 #[test]
+fn room_that_is_kept_in_advance_is_no_truncation() {
+    let workshop = Workshop::new();
+    for mode in ["off", "metadata", "falloc", "full"] {
+        let path = workshop.path("disk.qcow2");
+        let options = format!("preallocation={mode}");
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, path.to_str().unwrap(), "8M"], "");
+        let disk = open(&path, Format::Qcow2, true);
+        disk.write_at(&[8; 512], 7 << 20).unwrap();
+        disk.discard(0, 8 << 20).unwrap();
+        disk.flush().unwrap();
+        check_clean(&path);
+    }
+}
+
+#[test]
 fn a_file_that_ends_within_a_sector_is_extended() {
     let workshop = Workshop::new();
     let path = workshop.path("odd.raw");
@@ -186,6 +201,18 @@ fn guest_memory_is_read_and_written_in_pieces() {
         assert_eq!(head, [1; 512]);
         assert_eq!(tail, *[vec![1; 488], vec![2; 24]].concat());
     }
+}
+
+#[test]
+fn a_scratch_file_is_read_back_without_being_flushed() {
+    let file = tempfile::tempfile().unwrap();
+    create_overlay(file.try_clone().unwrap(), SIZE as u64).unwrap();
+    let disk = Disk::open(vec![Layer { file, format: Format::Qcow2 }], true).unwrap();
+    disk.write_at(&[3; 4096], 8192).unwrap();
+    disk.flush().unwrap();
+    let mut bytes = [0; 4096];
+    disk.read_at(&mut bytes, 8192).unwrap();
+    assert_eq!(bytes, [3; 4096]);
 }
 
 /// Writers and discarders of their own parts of one disk, at the same time.
