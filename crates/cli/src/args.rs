@@ -90,6 +90,7 @@ pub(crate) struct Run {
     /// Network interface on an existing tap of this host; may be repeated
     ///
     /// Without mac= the address is made from the tap's name and this host's machine id, so it stays the same.
+    /// With no interface at all, systemd in the guest is told by the kernel's command line not to wait for one.
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = ArgAction::Append, help_heading = NETWORK)]
     pub(crate) net: Vec<Net>,
     /// Unix socket on which programs of this host meet the guest's vsock

@@ -39,6 +39,12 @@ pub enum Error {
         /// As asked for.
         name: String,
     },
+    /// The tap has several queues, of which another process may have one already.
+    #[error("tap `{name}` was made with several queues")]
+    MultiQueue {
+        /// As asked for.
+        name: String,
+    },
     /// Another process holds it.
     #[error("tap `{name}` is in use by another process")]
     Busy {
@@ -66,7 +72,7 @@ pub enum Error {
 impl Explained for Error {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Missing { .. } | Self::NotATap { .. } => FailureKind::NoTap,
+            Self::Missing { .. } | Self::NotATap { .. } | Self::MultiQueue { .. } => FailureKind::NoTap,
             Self::Busy { .. } => FailureKind::TapBusy,
             Self::Permission { .. } => FailureKind::Permission,
             Self::Open { .. } => FailureKind::Other,
@@ -77,6 +83,11 @@ impl Explained for Error {
         Some(match self {
             Self::Missing { name } => {
                 format!("make it with `ip tuntap add {name} mode tap && ip link set {name} up`")
+            }
+            Self::MultiQueue { name } => {
+                format!(
+                    "make it anew without `multi_queue`: `ip tuntap del {name} mode tap multi_queue`, then add"
+                )
             }
             Self::NotATap { .. } => "`ip tuntap show` lists the taps of this host".into(),
             Self::Busy { .. } => "give each machine a tap of its own".into(),
@@ -118,8 +129,7 @@ pub fn open(name: &str) -> Result<Tap, Error> {
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open("/dev/net/tun")
         .map_err(failed)?;
-    let mut request =
-        Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (found.flags & IFF_MULTI_QUEUE));
+    let mut request = Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
     // SAFETY: `Request` has the size and layout of the kernel's `struct ifreq`, which TUNSETIFF reads and writes.
     let attach = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
     // SAFETY: the opcode and the type belong together, see above; the kernel keeps no pointer.
@@ -144,8 +154,6 @@ pub fn stable_mac(machine_id: &Path, name: &str) -> [u8; 6] {
 
 /// What the kernel tells about an interface without attaching to it.
 struct Found {
-    /// `IFF_*` of the tun driver.
-    flags: u16,
     /// Never given to two interfaces.
     index: u32,
     is_up: bool,
@@ -165,7 +173,10 @@ impl Found {
             .and_then(|flags| u16::try_from(flags).ok())
             .filter(|flags| flags & IFF_TAP != 0)
             .ok_or_else(|| Error::NotATap { name: name.to_owned() })?;
-        Ok(Self { flags, index, is_up: link & IFF_UP != 0 })
+        if flags & IFF_MULTI_QUEUE != 0 {
+            return Err(Error::MultiQueue { name: name.to_owned() });
+        }
+        Ok(Self { index, is_up: link & IFF_UP != 0 })
     }
 }
 

@@ -219,7 +219,11 @@ fn seed(args: &Run) -> Result<Seed, Error> {
 
 fn boot(args: &Run) -> Boot {
     match &args.kernel {
-        None => Boot::Disk { append: args.append.clone() },
+        None => {
+            let no_network = args.net.is_empty().then_some(NO_NETWORK_WAIT);
+            let words: Vec<&str> = no_network.into_iter().chain(args.append.as_deref()).collect();
+            Boot::Disk { append: (!words.is_empty()).then(|| words.join(" ")) }
+        }
         Some(kernel) => Boot::Files {
             kernel: kernel.clone(),
             initrd: args.initrd.clone(),
@@ -233,6 +237,9 @@ fn cable(net: &Net) -> Cable {
     Cable { tap: net.tap.clone(), mac }
 }
 
+/// A machine without an interface has no network to wait for. systemd's own units wait for one all the
+/// same, for minutes, so they are told by the kernel's command line (kernel-command-line(7)).
+const NO_NETWORK_WAIT: &str = "systemd.mask=systemd-networkd-wait-online.service";
 /// What a machine says it is where no type was named.
 const CUSTOM: &str = "custom";
 const TYPE_DEFAULT: &str = "t3.micro";
@@ -247,7 +254,7 @@ mod tests {
     use clap::Parser;
     use expect_test::{Expect, expect};
 
-    use super::{Boot, Console, Plan};
+    use super::{Boot, Console, NO_NETWORK_WAIT, Plan};
     use crate::{
         args::{Args, Command},
         environment::Environment,
@@ -258,7 +265,17 @@ mod tests {
     fn defaults_are_those_of_the_help() {
         let plan = plan("disk.raw").unwrap();
         assert_eq!((plan.size.product.as_str(), plan.size.cpus, plan.size.memory_mib), ("t3.micro", 2, 1024));
-        assert_eq!(plan.boot, Boot::Disk { append: None });
+        assert_eq!(plan.boot, Boot::Disk { append: Some(NO_NETWORK_WAIT.into()) });
+        let boot = |words: &str| super::boot(&typed(words));
+        assert_eq!(boot("disk.raw --net tap=tap0"), Boot::Disk { append: None });
+        assert_eq!(
+            boot("disk.raw --net tap=tap0 --append quiet"),
+            Boot::Disk { append: Some("quiet".into()) }
+        );
+        assert_eq!(
+            boot("disk.raw --append quiet"),
+            Boot::Disk { append: Some(format!("{NO_NETWORK_WAIT} quiet")) }
+        );
         assert_eq!(plan.console, Console::Stdout);
         assert!(plan.seed.is_empty() && plan.timeout.is_none());
         let sized = |words: &str| {

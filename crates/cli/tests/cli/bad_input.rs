@@ -249,6 +249,50 @@ fn the_host() {
     }
 }
 
+/// In namespaces of its own; where this user may not make any, there is nothing to test.
+#[test]
+fn taps() {
+    let host = Host::new("wait");
+    let script = r#"
+        mount -t sysfs sysfs /sys && ip tuntap add busy mode tap && ip tuntap add many mode tap multi_queue &&
+        ip tuntap add tun mode tun || exit 99
+        "$@" --net tap=busy --timeout 1m >/dev/null 2>&1 &
+        while [ ! -e config.json ]; do :; done
+        for tap in busy tun many; do "$@" --net tap=$tap; echo status $?; done
+        kill $! && wait
+        ip -o link | cut -d: -f2
+    "#;
+    let like = host.run("disk.raw");
+    let mut command = Command::new("unshare");
+    command.args(["-rnm", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_ec2vmm")]).args(like.get_args());
+    command.current_dir(like.get_current_dir().unwrap());
+    command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(std::process::Stdio::null());
+    let output = command.output().unwrap();
+    if matches!(output.status.code(), Some(1 | 99)) {
+        return;
+    }
+    expect![[r#"
+        status 24
+        status 23
+        status 23
+         lo
+         busy
+         many
+         tun
+        -- stderr
+        ec2vmm: tap `busy` is in use by another process
+        hint: give each machine a tap of its own
+        ec2vmm: network interface `tun` is not a tap
+        hint: `ip tuntap show` lists the taps of this host
+        ec2vmm: tap `many` was made with several queues
+        hint: make it anew without `multi_queue`: `ip tuntap del many mode tap multi_queue`, then add
+    "#]].assert_eq(
+        &[output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).join("-- stderr\n"),
+    );
+    host.assert_clean();
+}
+
 #[test]
 fn what_the_guest_is_told() {
     let host = Host::new("");

@@ -114,7 +114,10 @@ fn the_machine_gets_what_was_asked_for() {
     assert_eq!((config.cpus, config.memory_mib, config.identity.product.as_str()), (2, 4096, "t3.medium"));
     assert_eq!(config.identity.manufacturer, "ec2vmm");
     assert!(!config.identity.uuid.to_string().starts_with("ec2"));
-    assert_eq!(config.boot, Boot::Disk { append: Some("quiet".into()) });
+    assert_eq!(
+        config.boot,
+        Boot::Disk { append: Some("systemd.mask=systemd-networkd-wait-online.service quiet".into()) }
+    );
     let disks: Vec<_> =
         config.disks.iter().map(|disk| (disk.serial.as_str(), disk.read_only, disk.layers.len())).collect();
     assert_eq!(disks, [("root", false, 2), ("vol-1", true, 1), ("seed", true, 1)]);
