@@ -287,7 +287,8 @@ fn taps() {
         hint: `ip tuntap show` lists the taps of this host
         ec2vmm: tap `many` was made with several queues
         hint: make it anew without `multi_queue`: `ip tuntap del many mode tap multi_queue`, then add
-    "#]].assert_eq(
+    "#]]
+    .assert_eq(
         &[output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).join("-- stderr\n"),
     );
     host.assert_clean();
