@@ -37,11 +37,11 @@ impl Budget {
     }
 
     fn spend(&self, bytes: u64) -> io::Result<()> {
-        let cost = bytes.max(COST_MIN);
-        let left =
-            self.0.get().checked_sub(cost).ok_or_else(|| {
-                io::Error::other(format!("gave up after reading {} MiB", BUDGET_BYTES >> 20))
-            })?;
+        let left = self.0.get().checked_sub(bytes.max(COST_MIN)).ok_or_else(|| {
+            // Only structures that a stranger made up lead here, not the host.
+            let message = format!("gave up after reading {} MiB", BUDGET_BYTES >> 20);
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })?;
         self.0.set(left);
         Ok(())
     }
@@ -109,7 +109,7 @@ impl Recent {
     }
 }
 
-const BUDGET_BYTES: u64 = 8 << 30;
+const BUDGET_BYTES: u64 = 4 << 30;
 /// What a read costs at least: many small reads take time too.
 const COST_MIN: u64 = 512;
 const RECENT_BYTES: usize = 16 * 1024;

@@ -91,4 +91,4 @@ impl Blocks {
 }
 
 /// What keeping one item costs: with the budget of a search, some two million can be kept.
-const ITEM_COST: u64 = 4096;
+const ITEM_COST: u64 = 2048;

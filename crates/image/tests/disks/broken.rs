@@ -194,6 +194,24 @@ fn old_file_systems_large_folders_and_holes_are_read() {
     }
 }
 
+/// A menu that asks for files for ever, in a folder that is long and empty.
+#[test]
+fn a_disk_that_keeps_us_reading_is_given_up() {
+    let workshop = Workshop::new();
+    workshop.file("/boot/grub/grub.cfg", "while true; do if [ -e /folder/nothing ]; then true; fi; done");
+    let mut script = "cd folder\n".to_owned();
+    for index in 0..600 {
+        let name = format!("{index:0240}");
+        workshop.file(&format!("/folder/{name}"), "");
+        script.push_str(&format!("rm {name}\n"));
+    }
+    let disk = workshop.ext4("disk", 32, &["-b", "4096", "-O", "^dir_index"]);
+    let file = workshop.path("script");
+    std::fs::write(&file, script).unwrap();
+    run("debugfs", &["-w", "-f", file.to_str().unwrap(), disk.to_str().unwrap()], "");
+    check_refused(&disk, ErrorKind::BrokenFileSystem, "gave up after reading 4096 MiB");
+}
+
 /// Disks that stay as they are, for tests that change copies.
 static BASES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let workshop = bootable();
