@@ -1,7 +1,8 @@
 /*
  * The only program of the benchmark's initrd: says that user space is reached and ends
  * the machine. By default it powers off; with the argument "reset" (after "--" on the
- * kernel's command line) it asks for a reset, for monitors that have no power-off.
+ * kernel's command line) it asks for a reset, for monitors that have no power-off; with
+ * "stay" it does neither.
  * No libc: nothing but the kernel is measured.
  */
 #define SYS_WRITE 1
@@ -22,9 +23,8 @@ static long call(long number, long a, long b, long c)
     return result;
 }
 
-static int is_reset(const char *word)
+static int is(const char *word, const char *wanted)
 {
-    const char *wanted = "reset";
     while (*wanted != '\0' && *word == *wanted) {
         word++;
         wanted++;
@@ -37,11 +37,16 @@ __attribute__((used)) void run(long *stack)
 {
     static const char line[] = "bench: user space reached\n";
     long how = REBOOT_POWER_OFF;
-    for (long i = 1; i < stack[0]; i++)
-        if (is_reset((const char *)stack[1 + i]))
+    int stays = 0;
+    for (long i = 1; i < stack[0]; i++) {
+        if (is((const char *)stack[1 + i], "reset"))
             how = REBOOT_RESTART;
+        if (is((const char *)stack[1 + i], "stay"))
+            stays = 1;
+    }
     call(SYS_WRITE, 1, (long)line, sizeof(line) - 1);
-    call(SYS_REBOOT, REBOOT_MAGIC1, REBOOT_MAGIC2, how);
+    if (!stays)
+        call(SYS_REBOOT, REBOOT_MAGIC1, REBOOT_MAGIC2, how);
     for (;;)
         call(SYS_PAUSE, 0, 0, 0);
 }

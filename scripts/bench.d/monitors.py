@@ -1,0 +1,251 @@
+"""The machine monitors that are compared: how each is started on a kernel, and on a tiny guest."""
+
+import json
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass, field
+
+MEMORY_MIB = 256
+LINE = b"bench: user space reached"
+# Every descriptor beyond the standard ones that a machine process is given lies here or above.
+FIRST_FD = 10
+
+
+class Failed(Exception):
+    """A monitor that did not do what it was started for."""
+
+
+@dataclass
+class Launch:
+    """A command line, and what the process inherits."""
+
+    argv: list
+    stdin: bytes = b""
+    # Number in the process -> path of a file that is opened for it.
+    files: dict = field(default_factory=dict)
+    # Number in the process of its end of the console; 1 is standard output.
+    console: int = 1
+    # Number in the process of its end of the stream of events, if it has one.
+    events: int = 0
+    # Exit status of a good end.
+    status: int = 0
+
+
+class Process:
+    """A started monitor. Console and events are sockets, so that nobody waits for a disk."""
+
+    def __init__(self, launch):
+        self.launch = launch
+        self.console, inside = socket.socketpair()
+        stdin = memory_file(launch.stdin)
+        self.stderr = memory_file(b"")
+        actions = [
+            (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_DUP2, self.stderr, 1),
+            (os.POSIX_SPAWN_DUP2, self.stderr, 2),
+            (os.POSIX_SPAWN_DUP2, inside.fileno(), launch.console),
+        ]
+        opened = [stdin]
+        self.events = None
+        if launch.events:
+            self.events, events_inside = socket.socketpair()
+            actions.append((os.POSIX_SPAWN_DUP2, events_inside.fileno(), launch.events))
+        for number, path in launch.files.items():
+            flags = os.O_RDWR if path == "/dev/kvm" else os.O_RDONLY
+            opened.append(os.open(path, flags | os.O_CLOEXEC))
+            actions.append((os.POSIX_SPAWN_DUP2, opened[-1], number))
+        # The descriptors here must not be overwritten while they are being handed over.
+        assert max(opened + [inside.fileno(), self.stderr]) < FIRST_FD + 90
+        self.started = time.monotonic_ns()
+        self.pid = os.posix_spawn(launch.argv[0], launch.argv, os.environ, file_actions=actions)
+        inside.close()
+        if self.events:
+            events_inside.close()
+        for fd in opened:
+            os.close(fd)
+
+    def wait_for(self, line):
+        """Nanoseconds from the start until the console has shown the line."""
+        shown = b""
+        while line not in shown:
+            piece = self.console.recv(65536)
+            if not piece:
+                raise Failed(f"{self.launch.argv[0]} ended early: {self.words(shown)}")
+            shown += piece
+        return time.monotonic_ns() - self.started
+
+    def end(self):
+        """Waits for the end. Nanoseconds from start to end, and the CPU time in between."""
+        rest = b""
+        while piece := self.console.recv(65536):
+            rest += piece
+        _, status, usage = os.wait4(self.pid, 0)
+        elapsed = time.monotonic_ns() - self.started
+        self.pid = None
+        told = read_all(self.events) if self.events else b""
+        if os.waitstatus_to_exitcode(status) != self.launch.status:
+            raise Failed(f"{self.launch.argv[0]} ended with {status:#x}: {self.words(rest)}")
+        self.close()
+        return {
+            "wall_ns": elapsed,
+            "cpu_ns": round((usage.ru_utime + usage.ru_stime) * 1e9),
+            "faults": usage.ru_minflt,
+            "events": [json.loads(line) for line in told.splitlines()],
+        }
+
+    def kill(self):
+        os.kill(self.pid, 9)
+        os.wait4(self.pid, 0)
+        self.close()
+
+    def words(self, shown):
+        os.lseek(self.stderr, 0, os.SEEK_SET)
+        return (shown + os.read(self.stderr, 4096)).decode(errors="replace")[-2000:]
+
+    def close(self):
+        self.console.close()
+        os.close(self.stderr)
+        if self.events:
+            self.events.close()
+
+
+class Ec2vmm:
+    """Ours: the machine process itself, as `ec2vmm run` starts it."""
+
+    name = "ec2vmm"
+    refuses = ()
+    end = ""
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def kernel(self, kernel, initrd, cmdline):
+        boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": FIRST_FD + 102, "cmdline": cmdline}
+        files = {FIRST_FD + 101: kernel, FIRST_FD + 102: initrd}
+        return self.machine(boot, files)
+
+    def disk(self, image):
+        """Booted from a raw disk image, which is only read."""
+        layer = {"fd": FIRST_FD + 101, "format": "raw"}
+        disk = {"layers": [layer], "read_only": True, "serial": "bench"}
+        return self.machine({"from": "disk", "append": "ro"}, {FIRST_FD + 101: image}, [disk])
+
+    def tiny(self, folder):
+        guest = write(folder, "ec2vmm.elf", elf(out_byte(0x600, 0x34)))
+        boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
+        return self.machine(boot, {FIRST_FD + 101: guest})
+
+    def machine(self, boot, files, disks=()):
+        kvm, console, events = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111
+        identity = {
+            "uuid": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "manufacturer": "ec2vmm",
+            "product": "bench",
+            "asset_tag": None,
+        }
+        config = {
+            "version": 1,
+            "kvm": kvm,
+            "identity": identity,
+            "cpus": 1,
+            "memory_mib": MEMORY_MIB,
+            "boot": boot,
+            "disks": list(disks),
+            "nets": [],
+            "vsock": None,
+            "console": console,
+            "control": None,
+            "events": events,
+            "lifeline": None,
+        }
+        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, console, events)
+
+
+class QemuMicrovm:
+    """QEMU's machine for this purpose, with everything off that can be."""
+
+    name = "QEMU microvm"
+    refuses = ()
+    end = ""
+    machine = "microvm,accel=kvm,x-option-roms=off,auto-kernel-cmdline=off,pit=off,pic=off,rtc=off"
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def kernel(self, kernel, initrd, cmdline):
+        return Launch(self.argv("-kernel", kernel, "-initrd", initrd, "-append", cmdline))
+
+    def tiny(self, folder):
+        # Its first instruction is the firmware's: the tiny guest takes the firmware's place.
+        reset_vector = out_byte(0x501, 0, bits=16)
+        rom = bytes(0xFFF0) + reset_vector + bytes(16 - len(reset_vector))
+        path = write(folder, "qemu.rom", rom)
+        device = ["-device", "isa-debug-exit,iobase=0x501,iosize=1"]
+        return Launch(self.argv("-bios", path, *device), status=1)
+
+    def argv(self, *more):
+        common = ["-M", self.machine, "-cpu", "host,arch-capabilities=off", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults"]
+        quiet = ["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
+        return [self.binary, *common, *quiet, *more]
+
+
+class Firecracker:
+    """Firecracker, configured by a file. It has no power-off: its guests ask for a reset."""
+
+    name = "Firecracker"
+    refuses = ("bzImage",)
+    end = "reboot=k -- reset"
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def kernel(self, kernel, initrd, cmdline):
+        return self.machine({"kernel_image_path": kernel, "initrd_path": initrd, "boot_args": cmdline})
+
+    def tiny(self, folder):
+        guest = write(folder, "firecracker.elf", elf(out_byte(0x64, 0xFE)))
+        return self.machine({"kernel_image_path": guest, "boot_args": ""})
+
+    def machine(self, boot):
+        machine = {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}
+        config = {"boot-source": boot, "machine-config": machine, "drives": []}
+        argv = [self.binary, "--no-api", "--level", "Error", "--config-file", "/dev/stdin"]
+        return Launch(argv, json.dumps(config).encode())
+
+
+def out_byte(port, value, bits=64):
+    """`mov dx, port; mov al, value; out dx, al`, then `hlt` for ever."""
+    prefix = b"" if bits == 16 else b"\x66"
+    return prefix + b"\xba" + struct.pack("<H", port) + b"\xb0" + bytes([value]) + b"\xee\xf4\xeb\xfd"
+
+
+def elf(code, address=0x100000):
+    """A 64-bit ELF file that loads `code` at 1 MiB and begins there."""
+    headers = 64 + 56
+    file = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 62, 1)
+    file += struct.pack("<QQQIHHHHHH", address, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    file += struct.pack("<IIQQQQQQ", 1, 5, headers, address, address, len(code), len(code), 0x1000)
+    return file + code
+
+
+def memory_file(content):
+    fd = os.memfd_create("bench")
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def read_all(stream):
+    told = b""
+    while piece := stream.recv(65536):
+        told += piece
+    return told
+
+
+def write(folder, name, content):
+    path = os.path.join(folder, name)
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
