@@ -135,27 +135,33 @@ impl Machine {
 
     /// From the prompt of a root shell: makes it one that neither prompts nor echoes.
     pub(crate) fn quiet_shell(&mut self) {
-        self.type_line("stty -echo; echo qui''et; cat | sh");
+        self.wait_for("# ");
+        self.type_line(
+            "exec sh -c 'stty -echo; echo qui\"\"et; while read -r line; do eval \"$line\"; done'",
+        );
         self.wait_for("quiet\r\n");
     }
 
-    /// Runs a command in the guest's quiet shell; gives its output.
+    /// Runs a command line in the guest's quiet shell; gives its output.
     pub(crate) fn sh(&mut self, command: &str) -> String {
         let (status, output) = self.try_sh(command);
         assert_eq!(status, 0, "the guest's `{command}` failed: {output}");
         output
     }
 
-    /// Runs a command in the guest's quiet shell; gives its status and output.
+    /// Runs a command line in the guest's quiet shell; gives its status and output.
     pub(crate) fn try_sh(&mut self, command: &str) -> (u8, String) {
-        self.type_line(&format!("{{ {command}\n}} </dev/null 2>&1; echo \"{MARK}$?{MARK}\""));
-        let start = self.heard;
-        self.wait_for(MARK);
-        let output = self.console.text_from(start).split(MARK).next().unwrap_or_default().replace('\r', "");
-        let start = self.heard;
-        self.wait_for(MARK);
-        let status = self.console.text_from(start).split(MARK).next().unwrap_or_default().parse();
+        self.type_line(&format!("( {command} ) </dev/null 2>&1; echo \"{MARK}$?{MARK}\""));
+        let output = self.text_before_mark();
+        let status = self.text_before_mark().parse();
         (status.expect("a status between two marks"), output.trim_end().to_owned())
+    }
+
+    fn text_before_mark(&mut self) -> String {
+        let start = self.heard;
+        self.wait_for(MARK);
+        let text = self.console.text_from(start);
+        text.split(MARK).next().unwrap_or_default().replace('\r', "")
     }
 
     /// Types a command whose end nobody will see, such as `poweroff`.
@@ -169,6 +175,21 @@ impl Machine {
         let status = self.wait_for_exit();
         self.assert_nothing_left(process);
         status
+    }
+
+    /// Waits for the command's end after its machine process was killed; gives all of the console.
+    pub(crate) fn end_of_killed(mut self) -> String {
+        let status = self.wait_for_exit();
+        assert_eq!(status, 1, "the status of a command whose machine process was killed");
+        self.assert_nothing_left(None);
+        self.console.text_from(0)
+    }
+
+    /// From what was waited for to the end of its line.
+    pub(crate) fn rest_of_line(&mut self) -> String {
+        let start = self.heard;
+        self.wait_for("\n");
+        self.console.text_from(start).lines().next().unwrap_or_default().to_owned()
     }
 
     fn wait_for_exit(&mut self) -> i32 {

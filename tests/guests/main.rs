@@ -10,6 +10,7 @@
     reason = "what does not hold fails the test"
 )]
 
+mod hard_kills;
 mod machine;
 mod minimal;
 mod place;
