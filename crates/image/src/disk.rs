@@ -141,7 +141,7 @@ impl Disk {
                     open_raw(file, write).map_err(io)?
                 }
                 Format::Qcow2 => {
-                    let header = check_qcow2(&file, file_bytes)
+                    let header = check_qcow2(&file, file_bytes, write)
                         .map_err(|source| DiskError::Qcow2 { layer, source })?;
                     can_discard = header.can_discard();
                     open_qcow2(file, beneath.take(), write).map_err(io)?
@@ -349,9 +349,9 @@ fn open_qcow2(
     Ok(FormatAccess::new(qcow2))
 }
 
-fn check_qcow2(file: &File, len: u64) -> Result<Header, Qcow2Error> {
+fn check_qcow2(file: &File, len: u64, write: bool) -> Result<Header, Qcow2Error> {
     let header = Header::read(file, len)?;
-    header.check_tables(file, len)?;
+    header.check_tables(file, len, write)?;
     Ok(header)
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use ec2vmm_image::{Disk, Error, ErrorKind, Format, open_chain};
+use ec2vmm_image::{Disk, Error, ErrorKind, Format, Layer, open_chain};
 
 use crate::tools::{Workshop, run, with_causes};
 
@@ -140,6 +140,46 @@ fn broken_qcow2_files_are_refused() {
     assert!(hint.unwrap().contains("qemu-img check -r all"));
     refused(&patched(72, &[0, 0, 0, 0, 0, 0, 0, 4]), "external data file is not supported");
     refused(&patched(72, &[0x80, 0, 0, 0, 0, 0, 0, 0]), "unknown incompatible feature");
+}
+
+/// What counts as free is given out: so such a file may be read, but not written.
+#[test]
+fn wrong_reference_counts_are_refused_for_writing() {
+    let workshop = Workshop::new();
+    let raw = workshop.path("disk.raw");
+    std::fs::write(&raw, vec![9; 1 << 20]).unwrap();
+    for options in
+        ["cluster_size=65536", "refcount_bits=1", "refcount_bits=64,cluster_size=512", "compat=0.10"]
+    {
+        let image = workshop.qcow2("disk.qcow2", &raw, &["-o", options]);
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        let open = |write| {
+            let layer = Layer { file: file.try_clone().unwrap(), format: Format::Qcow2 };
+            Disk::open(vec![layer], write)
+        };
+        open(true).unwrap();
+        let mut pointer = [0; 8];
+        file.read_exact_at(&mut pointer, 48).unwrap();
+        let table = u64::from_be_bytes(pointer);
+        file.read_exact_at(&mut pointer, table).unwrap();
+        file.write_all_at(&[0; 8], table).unwrap();
+        let error = open(true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenQcow2);
+        assert!(
+            with_causes(&error).contains("the header at byte 0 counts as free"),
+            "{}",
+            with_causes(&error)
+        );
+        open(false).unwrap();
+        file.write_all_at(&pointer, table).unwrap();
+        let block = u64::from_be_bytes(pointer);
+        let mut counts = [0; 64];
+        file.read_exact_at(&mut counts, block).unwrap();
+        file.write_all_at(&[0; 64], block).unwrap();
+        assert!(with_causes(&open(true).unwrap_err()).contains("counts as free"));
+        file.write_all_at(&counts, block).unwrap();
+        open(true).unwrap();
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! can need, or that uses what we do not support.
 //! Source: `docs/interop/qcow2.rst` of QEMU.
 
+mod tables;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -20,6 +22,8 @@ pub(crate) struct Header {
     pub(crate) backing: Option<Backing>,
     version: u32,
     cluster_bits: u32,
+    /// Each reference count has two to the power of so many bits.
+    refcount_order: u32,
     l1_offset: u64,
     l1_entries: u64,
     refcount_offset: u64,
@@ -73,6 +77,14 @@ pub enum Qcow2Error {
         /// Where it points.
         offset: u64,
     },
+    /// Something in use counts as free, and would be written over.
+    #[error("wrong reference counts: {what} at byte {offset} counts as free")]
+    Free {
+        /// What counts as free.
+        what: &'static str,
+        /// Where it is.
+        offset: u64,
+    },
     /// Something that the format allows and we do not support.
     #[error("{0} not supported")]
     Unsupported(&'static str),
@@ -91,7 +103,7 @@ impl Qcow2Error {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Dirty | Self::Corrupt => "repair it with `qemu-img check -r all FILE`",
+            Self::Dirty | Self::Corrupt | Self::Free { .. } => "repair it with `qemu-img check -r all FILE`",
             Self::Truncated { .. } => "the copy or download is incomplete: fetch the file again",
             Self::Unsupported(_) => "convert it with `qemu-img convert -O qcow2 OLD NEW`",
             Self::Magic => "say `--format raw` if it is a raw disk",
@@ -115,23 +127,6 @@ impl Header {
     /// Whether clusters can be given back: version 2 cannot say that one reads as zeros.
     pub(crate) fn can_discard(&self) -> bool {
         self.version >= 3
-    }
-
-    /// Checks that all that the tables point to lies within the file, which is `len` bytes long.
-    ///
-    /// Reads at most [`SCAN_BYTES`] of tables: enough for a full disk of 512 GiB with the usual 64 KiB
-    /// clusters. What lies beyond is found when it is read.
-    pub(crate) fn check_tables(&self, file: &File, len: u64) -> Result<(), Qcow2Error> {
-        let cluster = 1u64 << self.cluster_bits;
-        let mut scan = Scan { file, len, budget: SCAN_BYTES, buffer: Vec::new() };
-        let l2_tables = scan.pointers(self.l1_offset, self.l1_entries * 8, cluster, "the L2 table")?;
-        scan.pointers(self.refcount_offset, self.refcount_clusters * cluster, 1, "a reference count block")?;
-        for table in l2_tables {
-            if !scan.l2_table(table, self.cluster_bits)? {
-                break;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -167,6 +162,7 @@ impl Fields<'_> {
             size,
             backing: self.backing(version, cluster, header_length)?,
             version,
+            refcount_order: if version == 2 { 4 } else { self.be32(96, "reference count order")? },
             cluster_bits,
             l1_offset: self.table(40, cluster, "L1 table offset")?,
             l1_entries: self.be32(36, "L1 size")?.into(),
@@ -296,79 +292,6 @@ impl Fields<'_> {
     }
 }
 
-/// A walk over the tables.
-struct Scan<'a> {
-    file: &'a File,
-    len: u64,
-    budget: u64,
-    buffer: Vec<u8>,
-}
-
-impl Scan<'_> {
-    /// The non-zero pointers of a table of `bytes` bytes; each must have `room` bytes of file after it.
-    fn pointers(
-        &mut self,
-        table: u64,
-        bytes: u64,
-        room: u64,
-        what: &'static str,
-    ) -> Result<Vec<u64>, Qcow2Error> {
-        let mut found = Vec::new();
-        let mut done = 0;
-        while done < bytes {
-            let chunk = (bytes - done).min(CHUNK_BYTES);
-            for entry in self.read(table + done, chunk)?.as_chunks::<8>().0 {
-                let offset = u64::from_be_bytes(*entry) & OFFSET_MASK;
-                if offset != 0 {
-                    found.push(offset);
-                }
-            }
-            done += chunk;
-        }
-        for &offset in &found {
-            if offset + room > self.len {
-                return Err(Qcow2Error::Truncated { what, offset, len: self.len });
-            }
-        }
-        Ok(found)
-    }
-
-    /// Checks one L2 table; `false` when the budget is spent.
-    fn l2_table(&mut self, table: u64, cluster_bits: u32) -> Result<bool, Qcow2Error> {
-        let cluster = 1u64 << cluster_bits;
-        if !table.is_multiple_of(cluster) {
-            return Err(Qcow2Error::Misaligned { what: "an L1 entry", offset: table });
-        }
-        if self.budget < cluster {
-            return Ok(false);
-        }
-        self.budget -= cluster;
-        let compressed_mask = (1u64 << (62 - (cluster_bits - 8))) - 1;
-        let len = self.len;
-        for entry in self.read(table, cluster)?.as_chunks::<8>().0 {
-            let entry = u64::from_be_bytes(*entry);
-            let (offset, aligned) = match entry {
-                compressed if compressed & COMPRESSED != 0 => (compressed & compressed_mask, true),
-                zero if zero & ZERO != 0 => continue,
-                plain => (plain & OFFSET_MASK, plain & OFFSET_MASK & (cluster - 1) == 0),
-            };
-            if !aligned {
-                return Err(Qcow2Error::Misaligned { what: "an L2 entry", offset });
-            }
-            if offset >= len {
-                return Err(Qcow2Error::Truncated { what: "a data cluster", offset, len });
-            }
-        }
-        Ok(true)
-    }
-
-    fn read(&mut self, at: u64, bytes: u64) -> Result<&[u8], Qcow2Error> {
-        self.buffer.resize(usize::try_from(bytes).unwrap_or_default(), 0);
-        self.file.read_exact_at(&mut self.buffer, at).map_err(Qcow2Error::Io)?;
-        Ok(&self.buffer)
-    }
-}
-
 /// `QFI\xfb`, which every qcow2 file starts with.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// The header, its extensions and the backing file's name lie in the first cluster, in practice in its
@@ -378,12 +301,6 @@ const HEADER_BYTES: u64 = 64 * 1024;
 pub(crate) const SIZE_MAX: u64 = 64 << 40;
 /// QEMU's limit for the L1 table and for the reference count table.
 const TABLE_BYTES_MAX: u64 = 32 << 20;
-/// How much of the L2 tables is read in search of a truncation.
-const SCAN_BYTES: u64 = 64 << 20;
-const CHUNK_BYTES: u64 = 64 * 1024;
 const EXTENSIONS_MAX: u64 = 64;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_EXTERNAL_DATA: u32 = 0x4441_5441;
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
