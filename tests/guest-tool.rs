@@ -41,7 +41,7 @@ fn listen(port: u32) -> Result<(), Box<dyn Error>> {
 
 fn connect(port: u32, bytes: usize) -> Result<(), Box<dyn Error>> {
     let mut stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
-    let sent: Vec<u8> = (0..bytes).map(|index| (index / 7 % 251) as u8).collect();
+    let sent: Vec<u8> = (0..=250u8).flat_map(|byte| [byte; 7]).cycle().take(bytes).collect();
     let mut writer = stream.try_clone()?;
     let came = thread::scope(|scope| {
         let written = scope.spawn(|| {
@@ -67,7 +67,11 @@ fn connect(port: u32, bytes: usize) -> Result<(), Box<dyn Error>> {
 /// file system's journal is never at rest.
 fn write_records() -> Result<(), Box<dyn Error>> {
     mount("/dev/vdb", "/data", c"ext4", MountFlags::empty(), None)?;
-    thread::spawn(|| if let Err(error) = stir() { println!("stirring failed: {error}") });
+    thread::spawn(|| {
+        if let Err(error) = stir() {
+            println!("stirring failed: {error}")
+        }
+    });
     let mut log = OpenOptions::new().append(true).create(true).open("/data/log")?;
     let first = log.metadata()?.len() / RECORD_BYTES as u64;
     for number in first.. {
@@ -81,10 +85,10 @@ fn write_records() -> Result<(), Box<dyn Error>> {
 }
 
 fn stir() -> io::Result<()> {
-    for round in 0u64.. {
+    for round in 0usize.. {
         let name = format!("/data/stirred.{}", round % 16);
         let mut file = File::create(format!("{name}.new"))?;
-        file.write_all(&vec![round as u8; 1000 + (round % 13) as usize * 5000])?;
+        file.write_all(&vec![0xaa; 1000 + round % 13 * 5000])?;
         fs::rename(format!("{name}.new"), &name)?;
         if round % 3 == 0 {
             fs::remove_file(&name)?;

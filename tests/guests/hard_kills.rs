@@ -38,7 +38,7 @@ fn survives_kills(format: &str) {
         // At another point each time.
         let last = (0..kill * 7 % 23).fold(first, |_, _| number(&mut machine));
         let process = machine.process().expect("a machine process");
-        kill_process(Pid::from_raw(process as i32).unwrap(), Signal::KILL).unwrap();
+        kill_process(Pid::from_raw(process.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
         // All that it said before, too.
         let console = machine.end_of_killed();
         safe = console.rsplit("synced ").find_map(whole_number).map_or(last, |told| told.max(last)) + 1;
@@ -79,7 +79,9 @@ impl Guest {
         run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(tree).arg(path("root")).arg("24M"));
         run(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(path("data.raw")).arg("64M"));
         if format == "qcow2" {
-            run(Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([path("data.raw"), path("data.qcow2")]));
+            run(Command::new("qemu-img")
+                .args(["convert", "-O", "qcow2"])
+                .args([path("data.raw"), path("data.qcow2")]));
         }
         fs::write(path("initrd"), initrd_of_minimal()).unwrap();
         Self { folder: folder.to_owned(), format: format.to_owned() }

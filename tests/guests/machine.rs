@@ -24,7 +24,9 @@ use crate::{
 /// How long anything may take: a lab on a busy host is slow.
 pub(crate) fn patience() -> Duration {
     let wanted = std::env::var("EC2VMM_TEST_PATIENCE").ok();
-    Duration::from_secs(wanted.map_or(300, |seconds| seconds.parse().expect("EC2VMM_TEST_PATIENCE in seconds")))
+    Duration::from_secs(
+        wanted.map_or(300, |seconds| seconds.parse().expect("EC2VMM_TEST_PATIENCE in seconds")),
+    )
 }
 
 /// A command line to be.
@@ -201,15 +203,18 @@ impl Machine {
         }
         let status = self.child.wait().unwrap();
         self.ended = true;
-        std::os::unix::process::ExitStatusExt::signal(&status).map_or_else(|| status.code().unwrap(), |n| 128 + n)
+        std::os::unix::process::ExitStatusExt::signal(&status)
+            .map_or_else(|| status.code().unwrap(), |n| 128 + n)
     }
 
     fn assert_nothing_left(&self, process: Option<u32>) {
         if let Some(process) = process {
             assert!(!is_machine(process), "the machine process {process} outlived its command");
         }
-        let left: Vec<_> =
-            fs::read_dir(self.folder.path().join("tmp")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let left: Vec<_> = fs::read_dir(self.folder.path().join("tmp"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert_eq!(left, Vec::<PathBuf>::new(), "left behind");
         assert!(!self.folder.path().join("control").exists(), "the control socket was left behind");
     }
@@ -263,7 +268,11 @@ impl Drop for Machine {
         if std::thread::panicking() {
             let text = self.console.text_from(0);
             let tail = text.char_indices().rev().nth(TAIL_CHARS).map_or(0, |(at, _)| at);
-            eprintln!("--- the end of the console ---\n{}\n--- events ---\n{}---", &text[tail..], self.events.text_from(0));
+            eprintln!(
+                "--- the end of the console ---\n{}\n--- events ---\n{}---",
+                &text[tail..],
+                self.events.text_from(0)
+            );
         }
         if !self.ended {
             // The machine process ends with it.

@@ -6,12 +6,16 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "what does not hold fails the test"
 )]
 
+mod debian;
 mod hard_kills;
 mod machine;
 mod minimal;
+mod network;
 mod place;
+mod terminal;
 mod transcript;

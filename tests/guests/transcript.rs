@@ -45,11 +45,6 @@ impl Transcript {
         transcript
     }
 
-    /// Where the next byte will be.
-    pub(crate) fn len(&self) -> usize {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).bytes.len()
-    }
-
     /// Everything from `start` on.
     pub(crate) fn bytes_from(&self, start: usize) -> Vec<u8> {
         let heard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,7 +67,8 @@ impl Transcript {
         let (heard, news) = &*self.0;
         let mut heard = heard.lock().unwrap();
         loop {
-            if let Some(found) = find(&String::from_utf8_lossy(&heard.bytes[start.min(heard.bytes.len())..])) {
+            if let Some(found) = find(&String::from_utf8_lossy(&heard.bytes[start.min(heard.bytes.len())..]))
+            {
                 return Ok(found);
             }
             if heard.at_end {

@@ -1,0 +1,65 @@
+//! The console on a terminal: raw while the machine runs, as it was before when it has ended.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    process::Command,
+};
+
+use rustix::{
+    pty::{OpenptFlags, openpt, ptsname, unlockpt},
+    termios::{LocalModes, Termios, tcgetattr},
+};
+
+use crate::{
+    machine::{patience, poll},
+    place,
+    transcript::Transcript,
+};
+
+#[test]
+#[ignore = "boots Linux"]
+fn keys_and_modes() {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let modes = || tcgetattr(&terminal).unwrap();
+    let before = described(&modes());
+
+    let mut controller = File::from(controller);
+    let screen = Transcript::of(controller.try_clone().unwrap());
+    let shown = |text: &str| {
+        screen.wait(0, patience(), |seen| seen.contains(text).then_some(())).unwrap_or_else(|missing| {
+            panic!("{text:?}: {missing}; on the terminal: {}", screen.text_from(0))
+        });
+    };
+    let mut command = Command::new("setsid");
+    command
+        .args(["--ctty", "--wait"])
+        .arg(place::program("ec2vmm"))
+        .arg("run")
+        .arg(place::image("minimal.raw"));
+    let stream = || terminal.try_clone().unwrap();
+    let mut child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+    shown("minimal ready");
+    assert!(!modes().local_modes.contains(LocalModes::ICANON), "the terminal is raw");
+    shown("~# ");
+    // The guest's keyboard: even its Ctrl-C.
+    controller.write_all(b"sleep 1000\r").unwrap();
+    shown("sleep 1000");
+    controller.write_all(b"\x03").unwrap();
+    controller.write_all(b"echo st''ill here\r").unwrap();
+    shown("still here");
+    controller.write_all(b"\x01h").unwrap();
+    shown("Ctrl-A x");
+    assert!(child.try_wait().unwrap().is_none());
+    controller.write_all(b"\x01x").unwrap();
+    let status = poll("it ends", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(described(&modes()), before, "the terminal's modes");
+}
+
+fn described(modes: &Termios) -> String {
+    format!("{modes:?}")
+}
