@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek},
+    io::{self, Cursor, Read, Seek},
 };
 
 use ec2vmm_devices::Memory;
@@ -64,8 +64,6 @@ impl BootSource {
         match self {
             Self::Disk { disk, append } => from_disk(disk, append.as_deref(), memory, memory_mib, rsdp),
             Self::Files { kernel, initrd, cmdline } => {
-                let mut image = Vec::new();
-                read_all(kernel, &mut image).map_err(|source| SourceError::File("kernel", source))?;
                 let size = match initrd {
                     Some(file) => file_size(file).map_err(|source| SourceError::File("initrd", source))?,
                     None => 0,
@@ -77,7 +75,7 @@ impl BootSource {
                     initrd: initrd.as_ref().map(|_| GIVEN.into()),
                     cmdline: cmdline.clone(),
                 };
-                let entry = boot::load(memory, memory_mib, &image, initrd, cmdline, rsdp)
+                let entry = boot::load(memory, memory_mib, kernel, initrd, cmdline, rsdp)
                     .map_err(|source| SourceError::Load { kernel: GIVEN.into(), source })?;
                 Ok((entry, booted))
             }
@@ -93,7 +91,7 @@ fn from_disk(
     rsdp: u64,
 ) -> Result<(Entry, Booted), SourceError> {
     let found = ec2vmm_image::find_boot(disk).map_err(SourceError::Disk)?;
-    let kernel = found.read_kernel().map_err(SourceError::Disk)?;
+    let mut kernel = Cursor::new(found.read_kernel().map_err(SourceError::Disk)?);
     let entry = &found.entry;
     let cmdline = match append {
         Some(append) => format!("{} {append}", entry.cmdline),
@@ -107,21 +105,9 @@ fn from_disk(
     let size = found.initrd_size();
     let mut read = |take: &mut Take<'_>| found.read_initrd(take).map_err(io::Error::other);
     let initrd = (size > 0).then_some(Initrd { size, read: &mut read });
-    let entry = boot::load(memory, memory_mib, &kernel, initrd, &cmdline, rsdp)
+    let entry = boot::load(memory, memory_mib, &mut kernel, initrd, &cmdline, rsdp)
         .map_err(|source| SourceError::Load { kernel: booted.kernel.clone(), source })?;
     Ok((entry, booted))
-}
-
-fn read_all(file: &mut File, into: &mut Vec<u8>) -> io::Result<()> {
-    let size = file_size(file)?;
-    if size > KERNEL_BYTES_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("{size} bytes; a kernel has at most {KERNEL_BYTES_MAX}"),
-        ));
-    }
-    file.take(size).read_to_end(into)?;
-    Ok(())
 }
 
 fn copy(file: Option<&mut File>, take: &mut Take<'_>) -> io::Result<()> {
@@ -142,7 +128,5 @@ fn file_size(file: &mut File) -> io::Result<u64> {
     Ok(size)
 }
 
-/// An uncompressed kernel with debug information is the largest that people have.
-const KERNEL_BYTES_MAX: u64 = 1 << 30;
 const COPY_BYTES: usize = 64 * 1024;
 const GIVEN: &str = "given";

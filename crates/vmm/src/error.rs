@@ -123,7 +123,7 @@ fn boot_kind(error: &BootError) -> (FailureKind, Option<String>) {
             (FailureKind::Memory, Some("choose a larger type, or give more --memory".into()))
         }
         BootError::CommandLine { .. } => (FailureKind::Usage, Some("shorten --append".into())),
-        BootError::Initrd(_) => (FailureKind::BadInput, None),
+        BootError::Kernel(_) | BootError::Initrd(_) => (FailureKind::BadInput, None),
     }
 }
 

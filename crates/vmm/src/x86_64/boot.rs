@@ -3,7 +3,7 @@
 //! bzImage is entered by Linux's 64-bit boot protocol, ELF by PVH where it has the note, else by
 //! the 64-bit protocol too.
 
-use std::io::{self, Cursor};
+use std::io::{self, Read, Seek};
 
 use ec2vmm_devices::Memory;
 use linux_loader::{
@@ -13,7 +13,7 @@ use linux_loader::{
         elf::{PvhBootCapability, start_info},
     },
 };
-use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
 
 use super::layout;
 
@@ -61,6 +61,9 @@ pub enum BootError {
         /// The longest that goes.
         max: usize,
     },
+    /// The kernel could not be read.
+    #[error("reading the kernel")]
+    Kernel(#[source] io::Error),
     /// The initrd could not be read.
     #[error("reading the initrd")]
     Initrd(#[source] io::Error),
@@ -80,14 +83,15 @@ pub struct Initrd<'a> {
 /// Who takes an initrd, piece by piece.
 pub type Take<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
 
-/// Loads the kernel and all that it is told, and says where to begin.
+/// Loads the kernel and all that it is told, and says where to begin. What lies in a file goes from
+/// there into guest memory, with no copy in between.
 ///
 /// # Errors
 /// See [`BootError`].
 pub fn load(
     memory: &Memory,
     memory_mib: u64,
-    kernel: &[u8],
+    kernel: &mut (impl Read + ReadVolatile + Seek),
     initrd: Option<Initrd<'_>>,
     cmdline: &str,
     rsdp: u64,
@@ -118,26 +122,40 @@ const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64_OFFSET: u64 = 0x200;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 
-fn load_kernel(memory: &Memory, memory_mib: u64, kernel: &[u8]) -> Result<Image, BootError> {
-    let mut file = Cursor::new(kernel);
+fn load_kernel(
+    memory: &Memory,
+    memory_mib: u64,
+    kernel: &mut (impl Read + ReadVolatile + Seek),
+) -> Result<Image, BootError> {
+    let size = kernel.seek(io::SeekFrom::End(0)).map_err(BootError::Kernel)?;
+    let is_elf = begins_with(kernel, ELF_MAGIC).map_err(BootError::Kernel)?;
     let start = Some(GuestAddress(layout::KERNEL));
     let failed = |source| match source {
         linux_loader::loader::Error::Bzimage(
             linux_loader::loader::bzimage::Error::ReadBzImageCompressedKernel,
         )
         | linux_loader::loader::Error::Elf(linux_loader::loader::elf::Error::ReadKernelImage) => {
-            BootError::TooLarge { kernel_mib: mib_up(kernel.len() as u64), initrd_mib: 0, memory_mib }
+            BootError::TooLarge { kernel_mib: mib_up(size), initrd_mib: 0, memory_mib }
         }
         source => BootError::NotAKernel(source),
     };
-    if kernel.starts_with(ELF_MAGIC) {
+    if is_elf {
         // Only the lowest address is checked here: a kernel links itself to where it belongs.
-        let loaded = Elf::load(memory, None, &mut file, start).map_err(failed)?;
+        let loaded = Elf::load(memory, None, kernel, start).map_err(failed)?;
         Ok(elf(&loaded))
     } else {
-        let loaded = BzImage::load(memory, start, &mut file, start).map_err(failed)?;
+        let loaded = BzImage::load(memory, start, kernel, start).map_err(failed)?;
         bzimage(&loaded)
     }
+}
+
+/// Whether a file begins so. Leaves it at its start.
+fn begins_with(file: &mut (impl Read + Seek), magic: &[u8]) -> io::Result<bool> {
+    let mut first = Vec::new();
+    file.rewind()?;
+    file.by_ref().take(magic.len() as u64).read_to_end(&mut first)?;
+    file.rewind()?;
+    Ok(first == magic)
 }
 
 fn elf(loaded: &KernelLoaderResult) -> Image {
