@@ -1,10 +1,14 @@
 //! Guest memory: RAM below and above the 32-bit hole, made of anonymous pages that the host gives
 //! when the guest first touches them.
+//!
+//! Invariant: every region begins on a huge page of this process and of the guest alike, so that the
+//! host can back both with one huge page: it then takes one exit and one page-table entry for 512
+//! pages.
 
-use std::{io, os::raw::c_int, sync::Arc};
+use std::{io, ops::Range, os::raw::c_int, ptr, sync::Arc};
 
 use ec2vmm_devices::Memory;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::x86_64::layout;
 
@@ -17,24 +21,57 @@ pub enum MemoryError {
         /// How much was wanted, MiB.
         mib: u64,
         /// Why it was refused.
-        source: vm_memory::mmap::FromRangesError,
+        source: io::Error,
     },
     /// The pages could not be given back.
     #[error("clearing guest memory")]
     Clear(#[source] io::Error),
 }
 
-/// Maps `mib` MiB of RAM.
+/// Maps `mib` MiB of RAM, until the end of the process.
 ///
 /// # Errors
 /// The host has not that much address space.
 pub fn map(mib: u64) -> Result<Arc<Memory>, MemoryError> {
-    let ranges: Vec<(GuestAddress, usize)> = layout::ram(mib)
-        .into_iter()
-        .filter_map(|range| Some((GuestAddress(range.start), usize::try_from(range.end - range.start).ok()?)))
-        .collect();
-    let memory = Memory::from_ranges(&ranges).map_err(|source| MemoryError::Map { mib, source })?;
-    Ok(Arc::new(memory))
+    let regions = layout::ram(mib).into_iter().map(map_region).collect::<io::Result<Vec<_>>>();
+    let memory = regions.and_then(|regions| Memory::from_regions(regions).map_err(io::Error::other));
+    memory.map(Arc::new).map_err(|source| MemoryError::Map { mib, source })
+}
+
+fn map_region(range: Range<u64>) -> io::Result<GuestRegionMmap<()>> {
+    let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+    let len = usize::try_from(range.end - range.start).map_err(|_| too_large())?;
+    let start = reserve(len)?;
+    #[allow(unsafe_code, reason = "a mapping at a chosen address")]
+    // SAFETY: `reserve` has just mapped these `len` bytes with this protection and these flags, for
+    // nobody else, and nobody unmaps them.
+    let mapping = unsafe { MmapRegion::build_raw(start.cast(), len, PROTECTION, FLAGS) };
+    GuestRegionMmap::new(mapping.map_err(io::Error::other)?, GuestAddress(range.start)).ok_or_else(too_large)
+}
+
+/// Maps `len` bytes that begin on a huge page.
+fn reserve(len: usize) -> io::Result<*mut libc::c_void> {
+    let room = len.checked_add(HUGE_PAGE_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
+    #[allow(unsafe_code, reason = "mmap")]
+    // SAFETY: a new mapping at an address of the host's choice overlaps nothing.
+    let start = unsafe { libc::mmap(ptr::null_mut(), room, PROTECTION, FLAGS, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = start.addr().next_multiple_of(HUGE_PAGE_BYTES) - start.addr();
+    let aligned = start.wrapping_byte_add(before);
+    for (unused, len) in [(start, before), (aligned.wrapping_byte_add(len), HUGE_PAGE_BYTES - before)] {
+        #[allow(unsafe_code, reason = "munmap")]
+        // SAFETY: both ends lie within the mapping made above, which nobody else knows of.
+        // Where there is nothing to unmap, or it cannot be, address space is all that is lost.
+        let _ = unsafe { libc::munmap(unused, len) };
+    }
+    #[allow(unsafe_code, reason = "madvise")]
+    // SAFETY: the range is the mapping's; the advice changes nothing that is in it.
+    if unsafe { libc::madvise(aligned, len, libc::MADV_HUGEPAGE) } != 0 {
+        log::debug!("no huge pages for guest memory: {}", io::Error::last_os_error());
+    }
+    Ok(aligned)
 }
 
 /// Gives every page back to the host, so that the guest finds zeroes, as after power-on.
@@ -73,10 +110,15 @@ pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()>
 }
 
 const PAGE_BYTES: u64 = 4096;
+/// What one entry of a page directory maps.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+const PROTECTION: c_int = libc::PROT_READ | libc::PROT_WRITE;
+/// Memory that the guest does not use is not charged to the host.
+const FLAGS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
     fn discarded_pages_read_as_zeroes_and_their_neighbours_stay() {
@@ -91,6 +133,16 @@ mod tests {
         assert_eq!(byte_at(0x10_2000), 7);
         super::clear(&memory).unwrap();
         assert_eq!(byte_at(0x10_0000), 0);
+    }
+
+    #[test]
+    fn regions_begin_on_a_huge_page_here_and_in_the_guest() {
+        let memory = super::map(3200).unwrap();
+        for region in memory.iter() {
+            assert_eq!(region.start_addr().0 % super::HUGE_PAGE_BYTES as u64, 0);
+            assert_eq!(region.as_ptr().addr() % super::HUGE_PAGE_BYTES, 0);
+        }
+        assert_eq!(memory.num_regions(), 2);
     }
 
     #[test]
