@@ -53,12 +53,14 @@ impl Vm {
     pub fn new(kvm: &Kvm, memory: Arc<Memory>) -> Result<Self, KvmError> {
         check_capabilities(kvm)?;
         let fd = kvm.create_vm().map_err(KvmError::of("making a VM"))?;
+        // Before the interrupt controllers: KVM waits for readers of its tables at each of these calls,
+        // and after the few that it waits for at once, each wait takes a tick of the host's clock.
+        register_memory(&fd, &memory)?;
         #[allow(clippy::cast_possible_truncation, reason = "below 4 GiB")]
         fd.set_tss_address(layout::KVM_TSS as usize).map_err(KvmError::of("placing the TSS"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(KvmError::of("placing the identity map"))?;
         fd.create_irq_chip().map_err(KvmError::of("making the interrupt controllers"))?;
-        register_memory(&fd, &memory)?;
         let supported_cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::of("reading the supported CPUID"))?;
