@@ -156,7 +156,7 @@ impl Machine {
         self.type_line(&format!("( {command} ) </dev/null 2>&1; echo \"{MARK}$?{MARK}\""));
         let output = self.text_before_mark();
         let status = self.text_before_mark().parse();
-        (status.expect("a status between two marks"), output.trim_end().to_owned())
+        (status.expect("a status between two marks"), output.trim().to_owned())
     }
 
     fn text_before_mark(&mut self) -> String {
