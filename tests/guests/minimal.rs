@@ -174,7 +174,7 @@ fn more_disks() {
     let plan = plan.arg("--disk").arg(option("b.qcow2", ",serial=beta"));
     let plan = plan.arg("--disk").arg(option("c.raw", ",readonly"));
     let mut machine = ready(plan);
-    assert_eq!(machine.sh("cat /sys/block/vd[bcd]/serial"), "alpha\nbeta\ndisk3");
+    assert_eq!(machine.sh("cat /sys/block/vd[bcd]/serial"), "alphabetadisk3");
     assert_eq!(machine.sh("cat /sys/block/vd[bcd]/ro"), "0\n0\n1");
     assert_eq!(machine.sh("cat /sys/block/vd[bcd]/size"), "131072\n131072\n2048");
 
@@ -218,11 +218,11 @@ fn memory_beyond_the_guests_and_memory_given_back() {
     assert!(own <= OWN_BYTES_MAX, "{} KiB private to the machine process beside guest memory", own >> 10);
 
     let guests = |process| private_bytes(process, |len| len >= 500 << 20);
-    machine.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=256 2>/dev/null");
+    machine.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=200 2>/dev/null");
     let full = guests(process);
-    assert!(full >= 256 << 20, "{full} bytes of guest memory");
+    assert!(full >= 200 << 20, "{full} bytes of guest memory");
     machine.sh("rm /tmp/fill");
-    poll("freed pages are given back", || (guests(process) < full - (200 << 20)).then_some(()));
+    poll("freed pages are given back", || (guests(process) < full - (150 << 20)).then_some(()));
     power_off(machine);
 }
 

@@ -28,7 +28,7 @@ fn a_tap() {
     let plan = Plan::boot(&place::image("minimal.raw")).args(["--net", &format!("tap={TAP}"), "--key"]);
     let mut machine = ready(plan.arg(key.with_extension("pub")));
     // It looks for DHCP, and would take the address away again.
-    machine.sh("killall udhcpc; ip addr add 10.99.7.2/24 dev eth0 && ip link set eth0 up");
+    machine.sh("until killall udhcpc; do usleep 50000; done; ip addr add 10.99.7.2/24 dev eth0 && ip link set eth0 up");
     poll("the guest answers", || {
         Command::new("ping")
             .args(["-c", "1", "-W", "1", GUEST])
