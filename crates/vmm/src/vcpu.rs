@@ -13,7 +13,7 @@ use std::{
 };
 
 use kvm_bindings::{
-    CpuId, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -73,7 +73,8 @@ impl Vcpu {
     /// KVM refused.
     pub fn create(vm: &Vm, index: u8, count: u8, entry: &Entry) -> Result<VcpuFd, KvmError> {
         let vcpu = vm.create_vcpu(index)?;
-        let cpuid: CpuId = cpuid::for_vcpu(vm.supported_cpuid(), index, count);
+        let cpuid = cpuid::for_vcpu(vm.supported_cpuid(), index, count)
+            .map_err(|source| KvmError { what: "describing the processors by CPUID", source })?;
         vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("setting CPUID"))?;
         set_msrs(&vcpu, &registers::model_specific())?;
         if index == 0 {

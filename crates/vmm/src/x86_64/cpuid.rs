@@ -3,7 +3,9 @@
 //!
 //! Topology: one package, one thread a core. APIC id = vCPU number.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use std::io;
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 const FEATURES: u32 = 0x1;
 const CACHES: u32 = 0x4;
@@ -19,15 +21,24 @@ const FEATURES_ECX_HYPERVISOR: u32 = 1 << 31;
 const FEATURES_EDX_HTT: u32 = 1 << 28;
 
 /// The entries for vCPU `index` of `count`, from those that KVM supports.
-pub fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
-    let mut cpuid = supported.clone();
-    for entry in cpuid.as_mut_slice() {
-        adjust(entry, u32::from(index), u32::from(count));
+///
+/// # Errors
+/// They are more than KVM takes.
+pub fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> io::Result<CpuId> {
+    let (index, count) = (u32::from(index), u32::from(count));
+    let mut entries = Vec::with_capacity(supported.as_slice().len() + 2);
+    for &entry in supported.as_slice() {
+        match (entry.function, entry.index) {
+            // How many levels KVM names says nothing: those of the host, or since Linux 6.2 an empty one.
+            (TOPOLOGY | TOPOLOGY_V2, 0) => entries.extend(topology(entry.function, index, count)),
+            (TOPOLOGY | TOPOLOGY_V2, _) => {}
+            _ => entries.push(adjusted(entry, index, count)),
+        }
     }
-    cpuid
+    CpuId::from_entries(&entries).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn adjust(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
+fn adjusted(mut entry: kvm_cpuid_entry2, index: u32, count: u32) -> kvm_cpuid_entry2 {
     match entry.function {
         FEATURES => {
             entry.ebx = entry.ebx & 0xffff | count << 16 | index << 24;
@@ -42,7 +53,6 @@ fn adjust(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
         // No performance counters: what a guest would count with them is the host's business, and
         // probing counters that cannot work costs exits at every boot.
         PERFORMANCE => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        TOPOLOGY | TOPOLOGY_V2 => topology(entry, index, count),
         AMD_SIZES => entry.ecx = entry.ecx & !0xf0ff | id_bits(count) << 12 | (count - 1),
         AMD_CACHES if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 0x7;
@@ -52,21 +62,25 @@ fn adjust(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
         AMD_TOPOLOGY => (entry.eax, entry.ebx, entry.ecx) = (index, index, 0),
         _ => {}
     }
+    entry
 }
 
-/// Leaf 0xb and 0x1f: level 0 is the thread (one a core), level 1 the core (all in one package).
-fn topology(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
+/// Leaf 0xb and 0x1f: level 0 is the thread (one a core), level 1 the core (all in one package). KVM
+/// answers for the levels above that there are none.
+fn topology(function: u32, id: u32, count: u32) -> [kvm_cpuid_entry2; 2] {
     const THREAD: u32 = 1;
     const CORE: u32 = 2;
-    let (shift, processors, kind) = match entry.index {
-        0 => (0, 1, THREAD),
-        1 => (id_bits(count), count, CORE),
-        _ => (0, 0, 0),
+    let level = |index, kind, shift, processors| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: processors,
+        ecx: index | kind << 8,
+        edx: id,
+        ..Default::default()
     };
-    entry.eax = shift;
-    entry.ebx = processors;
-    entry.ecx = entry.index | kind << 8;
-    entry.edx = index;
+    [level(0, THREAD, 0, 1), level(1, CORE, id_bits(count), count)]
 }
 
 /// How many bits of an APIC id number the vCPUs.
@@ -90,14 +104,21 @@ mod tests {
 
     #[test]
     fn each_vcpu_has_its_own_apic_id_in_one_package() {
-        let supported = CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0xb, 1)]).unwrap();
-        for index in 0..3 {
-            let cpuid = for_vcpu(&supported, index, 3);
-            let [features, thread, core] = cpuid.as_slice() else { panic!() };
-            assert_eq!(features.ebx, 3 << 16 | u32::from(index) << 24);
-            assert_ne!(features.edx & 1 << 28, 0);
-            assert_eq!((thread.eax, thread.ebx, thread.edx), (0, 1, u32::from(index)));
-            assert_eq!((core.eax, core.ebx, core.edx), (2, 3, u32::from(index)));
+        // What KVM names of the topology: nothing but the leaf, or the host's three levels.
+        for levels in [1, 3] {
+            let mut supported = vec![entry(1, 0)];
+            supported.extend((0..levels).map(|level| entry(0xb, level)));
+            let supported = CpuId::from_entries(&supported).unwrap();
+            for index in 0..3 {
+                let cpuid = for_vcpu(&supported, index, 3).unwrap();
+                let [features, thread, core] = cpuid.as_slice() else { panic!() };
+                assert_eq!(features.ebx, 3 << 16 | u32::from(index) << 24);
+                assert_ne!(features.edx & 1 << 28, 0);
+                let index = u32::from(index);
+                assert_eq!((thread.index, thread.flags, core.index, core.flags), (0, 1, 1, 1));
+                assert_eq!((thread.eax, thread.ebx, thread.ecx, thread.edx), (0, 1, 0x100, index));
+                assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 3, 0x201, index));
+            }
         }
     }
 
@@ -105,7 +126,7 @@ mod tests {
     fn one_vcpu_is_not_said_to_have_siblings() {
         let mut features = entry(1, 0);
         features.edx = 1 << 28;
-        let cpuid = for_vcpu(&CpuId::from_entries(&[features]).unwrap(), 0, 1);
+        let cpuid = for_vcpu(&CpuId::from_entries(&[features]).unwrap(), 0, 1).unwrap();
         assert_eq!(cpuid.as_slice()[0].edx, 0);
     }
 }
