@@ -58,10 +58,10 @@ pub fn system(entry: &Entry, new: kvm_sregs) -> kvm_sregs {
         Entry::Linux64 { .. } => (CODE_64, true),
         Entry::Pvh { .. } => (CODE_32, false),
     };
-    sregs.cs = segment(1, code);
-    let data = segment(2, DATA);
+    sregs.cs = segment(CODE_INDEX, code);
+    let data = segment(DATA_INDEX, DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, g: 0, ..segment(3, TSS) };
+    sregs.tr = kvm_segment { limit: 0x67, g: 0, ..segment(TSS_INDEX, TSS) };
     sregs.gdt.base = layout::GDT;
     sregs.gdt.limit = GDT_BYTES - 1;
     sregs.idt.base = 0;
@@ -91,8 +91,8 @@ pub fn model_specific() -> Vec<kvm_msr_entry> {
 /// Guest memory is smaller than the layout's low area.
 pub fn write_tables(entry: &Entry, memory: &Memory) -> Result<(), GuestMemoryError> {
     let code = if matches!(entry, Entry::Linux64 { .. }) { CODE_64 } else { CODE_32 };
-    for (index, access) in [(1, code), (2, DATA), (3, TSS)] {
-        memory.write_obj(descriptor(access), GuestAddress(layout::GDT + index * 8))?;
+    for (index, access) in [(CODE_INDEX, code), (DATA_INDEX, DATA), (TSS_INDEX, TSS)] {
+        memory.write_obj(descriptor(access), GuestAddress(layout::GDT + u64::from(index) * 8))?;
     }
     let [pml4, pdpt, directories] = [0, 0x1000, 0x2000].map(|offset| layout::BOOT_PAGE_TABLES + offset);
     memory.write_obj(pdpt | PAGE_PRESENT_WRITABLE, GuestAddress(pml4))?;
@@ -111,7 +111,12 @@ pub fn write_tables(entry: &Entry, memory: &Memory) -> Result<(), GuestMemoryErr
 /// RAM below the hole and the devices in it.
 const MAPPED_GIB: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
-const GDT_BYTES: u16 = 4 * 8;
+const GDT_BYTES: u16 = (TSS_INDEX + 1) * 8;
+
+// Entries of the GDT. Linux wants the selectors 0x10 and 0x18 for code and data; PVH wants none.
+const CODE_INDEX: u16 = 2;
+const DATA_INDEX: u16 = 3;
+const TSS_INDEX: u16 = 4;
 
 /// A flat 4 GiB segment as a GDT entry.
 fn descriptor(access: u16) -> u64 {
@@ -141,7 +146,31 @@ fn segment(index: u16, access: u16) -> kvm_segment {
 
 #[cfg(test)]
 mod tests {
-    use super::{CODE_32, CODE_64, DATA, descriptor, segment};
+    use kvm_bindings::kvm_sregs;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::{CODE_32, CODE_64, DATA, descriptor, segment, system, write_tables};
+    use crate::{
+        memory,
+        x86_64::{boot::Entry, layout},
+    };
+
+    #[test]
+    fn linux_begins_with_the_selectors_that_its_boot_protocol_wants() {
+        let entry = Entry::Linux64 { rip: 0x10_0200 };
+        let sregs = system(&entry, kvm_sregs::default());
+        assert_eq!(sregs.cs.selector, 0x10);
+        for data in [sregs.ds, sregs.es, sregs.ss] {
+            assert_eq!(data.selector, 0x18);
+        }
+        let memory = memory::map(32).unwrap();
+        write_tables(&entry, &memory).unwrap();
+        for (selector, access) in [(0x10, CODE_64), (0x18, DATA)] {
+            assert!(selector + 8 <= u64::from(sregs.gdt.limit) + 1);
+            let found: u64 = memory.read_obj(GuestAddress(layout::GDT + selector)).unwrap();
+            assert_eq!(found, descriptor(access));
+        }
+    }
 
     #[test]
     fn descriptors_are_the_usual_flat_ones() {
