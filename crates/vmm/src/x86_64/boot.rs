@@ -10,7 +10,7 @@ use linux_loader::{
     bootparam::{boot_e820_entry, boot_params, setup_header},
     loader::{
         BzImage, Elf, KernelLoader, KernelLoaderResult,
-        elf::{PvhBootCapability, start_info},
+        elf::{self, PvhBootCapability, start_info},
     },
 };
 use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
@@ -97,6 +97,10 @@ pub fn load(
     rsdp: u64,
 ) -> Result<Entry, BootError> {
     let image = load_kernel(memory, memory_mib, kernel)?;
+    if image.end > low_ram_end(memory_mib) {
+        let initrd = initrd.map_or(0, |initrd| initrd.size);
+        return Err(too_large(&image, initrd, memory_mib));
+    }
     let initrd = initrd.map(|mut initrd| load_initrd(memory, memory_mib, &image, &mut initrd)).transpose()?;
     write_cmdline(memory, cmdline, image.cmdline_max)?;
     match image.entry {
@@ -140,13 +144,56 @@ fn load_kernel(
         source => BootError::NotAKernel(source),
     };
     if is_elf {
+        check_program_headers(kernel)?;
         // Only the lowest address is checked here: a kernel links itself to where it belongs.
         let loaded = Elf::load(memory, None, kernel, start).map_err(failed)?;
-        Ok(elf(&loaded))
+        Ok(from_elf(&loaded))
     } else {
         let loaded = BzImage::load(memory, start, kernel, start).map_err(failed)?;
-        bzimage(&loaded)
+        from_bzimage(&loaded)
     }
+}
+
+/// Refuses an ELF file with more program headers than a kernel has, or with notes that go on and on:
+/// loading it reads the file once for each, and who made the file is a stranger.
+fn check_program_headers(file: &mut (impl Read + Seek)) -> Result<(), BootError> {
+    const PROGRAM_HEADERS_MAX: u64 = 64;
+    const NOTES_BYTES_MAX: u64 = 1 << 20;
+    let header: [u8; 64] = read_at(file, 0)?;
+    let (offset, count) = (le_u64(&header, 32), le_u64(&header, 56) & 0xffff);
+    if count > PROGRAM_HEADERS_MAX {
+        return Err(not_a_kernel(elf::Error::InvalidProgramHeaderSize));
+    }
+    for index in 0..count {
+        let offset = offset.checked_add(index * PROGRAM_HEADER_BYTES as u64);
+        let offset = offset.ok_or_else(|| not_a_kernel(elf::Error::InvalidProgramHeaderOffset))?;
+        let header: [u8; PROGRAM_HEADER_BYTES] = read_at(file, offset)?;
+        let (kind, bytes) = (le_u64(&header, 0) & 0xffff_ffff, le_u64(&header, 32));
+        if kind == PT_NOTE && bytes > NOTES_BYTES_MAX {
+            return Err(not_a_kernel(elf::Error::InvalidPvhNote));
+        }
+    }
+    file.rewind().map_err(BootError::Kernel)
+}
+
+fn read_at<const N: usize>(file: &mut (impl Read + Seek), offset: u64) -> Result<[u8; N], BootError> {
+    let mut bytes = [0; N];
+    file.seek(io::SeekFrom::Start(offset)).map_err(BootError::Kernel)?;
+    file.read_exact(&mut bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => not_a_kernel(elf::Error::ReadProgramHeader),
+        _ => BootError::Kernel(error),
+    })?;
+    Ok(bytes)
+}
+
+/// Eight bytes; zeroes where there are not so many.
+fn le_u64(bytes: &[u8], at: usize) -> u64 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |chunk| u64::from_le_bytes(*chunk))
+}
+
+fn not_a_kernel(error: elf::Error) -> BootError {
+    BootError::NotAKernel(linux_loader::loader::Error::Elf(error))
 }
 
 /// Whether a file begins so. Leaves it at its start.
@@ -158,7 +205,7 @@ fn begins_with(file: &mut (impl Read + Seek), magic: &[u8]) -> io::Result<bool> 
     Ok(first == magic)
 }
 
-fn elf(loaded: &KernelLoaderResult) -> Image {
+fn from_elf(loaded: &KernelLoaderResult) -> Image {
     let entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(eip) => {
             Entry::Pvh { eip: u32::try_from(eip.raw_value()).unwrap_or(u32::MAX) }
@@ -175,7 +222,7 @@ fn elf(loaded: &KernelLoaderResult) -> Image {
     }
 }
 
-fn bzimage(loaded: &KernelLoaderResult) -> Result<Image, BootError> {
+fn from_bzimage(loaded: &KernelLoaderResult) -> Result<Image, BootError> {
     let header = loaded.setup_header.unwrap_or_default();
     let (version, xloadflags) = (header.version, header.xloadflags);
     if version < 0x20c || xloadflags & XLF_KERNEL_64 == 0 {
@@ -205,14 +252,10 @@ fn load_initrd(
     image: &Image,
     initrd: &mut Initrd<'_>,
 ) -> Result<Loaded, BootError> {
-    let ram_end = layout::ram(memory_mib).first().map_or(0, |range| range.end);
-    let end = ram_end.min(image.initrd_end_max);
+    let end = low_ram_end(memory_mib).min(image.initrd_end_max);
     let start = end.checked_sub(initrd.size).map(|start| start / PAGE_BYTES * PAGE_BYTES);
-    let start = start.filter(|&start| start >= image.end).ok_or(BootError::TooLarge {
-        kernel_mib: mib_up(image.end),
-        initrd_mib: mib_up(initrd.size),
-        memory_mib,
-    })?;
+    let start =
+        start.filter(|&start| start >= image.end).ok_or_else(|| too_large(image, initrd.size, memory_mib))?;
     let mut at = start;
     let mut take = |bytes: &[u8]| {
         // Checked before it is written: what the source gives beyond its size would overwrite what is there.
@@ -228,6 +271,14 @@ fn load_initrd(
         return Err(BootError::Initrd(io::ErrorKind::UnexpectedEof.into()));
     }
     Ok(Loaded { start, size: initrd.size })
+}
+
+fn low_ram_end(memory_mib: u64) -> u64 {
+    layout::ram(memory_mib).first().map_or(0, |range| range.end)
+}
+
+fn too_large(image: &Image, initrd_bytes: u64, memory_mib: u64) -> BootError {
+    BootError::TooLarge { kernel_mib: mib_up(image.end), initrd_mib: mib_up(initrd_bytes), memory_mib }
 }
 
 fn write_cmdline(memory: &Memory, cmdline: &str, max: usize) -> Result<(), BootError> {
@@ -341,3 +392,70 @@ fn mib_up(bytes: u64) -> u64 {
 #[allow(clippy::cast_possible_truncation, reason = "64 KiB")]
 const CMDLINE_BYTES_MAX: usize = (layout::CMDLINE.end - layout::CMDLINE.start - 1) as usize;
 const PAGE_BYTES: u64 = 4096;
+const PROGRAM_HEADER_BYTES: usize = 56;
+const PT_NOTE: u64 = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::{BootError, Entry, load};
+    use crate::memory;
+
+    /// Loads a kernel without an initrd into 32 MiB.
+    fn load_into_32_mib(kernel: &[u8]) -> Result<Entry, BootError> {
+        load(&memory::map(32).unwrap(), 32, &mut Cursor::new(kernel), None, "", 0)
+    }
+
+    /// A bzImage of which nothing but the header is one.
+    fn bzimage(init_size: u32) -> Vec<u8> {
+        let mut file = vec![0; 0x1000];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x1f1, &[1]); // setup_sects
+        put(0x202, b"HdrS");
+        put(0x206, &0x020f_u16.to_le_bytes());
+        put(0x211, &[1]); // loaded high
+        put(0x214, &0x10_0000_u32.to_le_bytes()); // code32_start
+        put(0x236, &1_u16.to_le_bytes()); // 64-bit entry
+        put(0x238, &2047_u32.to_le_bytes()); // cmdline_size
+        put(0x258, &0x100_0000_u64.to_le_bytes()); // pref_address
+        put(0x260, &init_size.to_le_bytes());
+        file
+    }
+
+    #[test]
+    fn a_kernel_that_has_no_room_to_unpack_itself_is_too_large_without_an_initrd_too() {
+        assert_eq!(load_into_32_mib(&bzimage(16 << 20)).unwrap(), Entry::Linux64 { rip: 0x10_0200 });
+        let error = load_into_32_mib(&bzimage((16 << 20) + 1)).unwrap_err();
+        assert!(matches!(error, BootError::TooLarge { kernel_mib: 33, initrd_mib: 0, memory_mib: 32 }));
+    }
+
+    /// An ELF file with so many program headers, all notes of so many bytes.
+    fn elf(headers: u16, bytes: u64) -> Vec<u8> {
+        let mut file = vec![0; 64];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(24, &0x10_0000_u64.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(54, &56_u16.to_le_bytes());
+        put(56, &headers.to_le_bytes());
+        for _ in 0..headers {
+            let mut header = vec![0; 56];
+            header[0] = 4;
+            header[32..40].copy_from_slice(&bytes.to_le_bytes());
+            file.extend(header);
+        }
+        file
+    }
+
+    #[test]
+    fn an_elf_file_that_would_be_read_for_ever_is_refused() {
+        load_into_32_mib(&elf(64, 0)).unwrap();
+        for (headers, bytes) in [(65, 0), (1, (1 << 20) + 1)] {
+            let error = load_into_32_mib(&elf(headers, bytes)).unwrap_err();
+            assert!(matches!(error, BootError::NotAKernel(_)), "{headers} headers: {error}");
+        }
+        let cut = load_into_32_mib(&elf(2, 0)[..100]).unwrap_err();
+        assert!(matches!(cut, BootError::NotAKernel(_)));
+    }
+}
