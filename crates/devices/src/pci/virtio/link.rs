@@ -21,8 +21,9 @@ use crate::{pci::msix, virtio::Interrupt};
 /// (virtio 1.2 section 2.4.1 has it poll).
 #[derive(Debug)]
 pub struct Link {
-    status: AtomicU8,
-    resetting: AtomicBool,
+    /// The device status in the low byte, and [`RESETTING`]: one word, so that a driver that reads that
+    /// the reset is done can write at once.
+    status: AtomicU16,
     isr: AtomicU8,
     msix_enabled: AtomicBool,
     config_vector: AtomicU16,
@@ -39,8 +40,7 @@ impl Link {
         let eventfds: io::Result<Vec<_>> =
             (0..=queues).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect();
         Ok(Arc::new(Self {
-            status: AtomicU8::new(0),
-            resetting: AtomicBool::new(false),
+            status: AtomicU16::new(0),
             isr: AtomicU8::new(0),
             msix_enabled: AtomicBool::new(false),
             config_vector: AtomicU16::new(NO_VECTOR),
@@ -57,18 +57,18 @@ impl Link {
 
     /// The loop has reset the device.
     pub fn reset_done(&self) {
-        if self.resetting.load(Ordering::Acquire) {
+        if self.is_resetting() {
             // What the device still raised before it heard of the reset is of the past.
             self.isr.store(0, Ordering::Relaxed);
-            self.status.store(0, Ordering::Relaxed);
-            self.resetting.store(false, Ordering::Release);
+            self.status.store(0, Ordering::Release);
         }
     }
 
     /// The device cannot go on (a [`crate::virtio::GuestFault`]): the driver is told, and has to reset
     /// it (virtio 1.2 section 2.1.1). Does nothing unless the driver is at work.
     pub fn needs_reset(&self) {
-        let set = |status| (status & status::DRIVER_OK != 0).then_some(status | status::NEEDS_RESET);
+        let (at_work, needs_reset) = (u16::from(status::DRIVER_OK), u16::from(status::NEEDS_RESET));
+        let set = |status: u16| (status & at_work != 0).then_some(status | needs_reset);
         if self.status.fetch_update(Ordering::AcqRel, Ordering::Relaxed, set).is_ok() {
             self.config_changed();
         }
@@ -76,15 +76,16 @@ impl Link {
 
     /// Device status as the driver reads it.
     pub fn status(&self) -> u8 {
-        self.status.load(Ordering::Acquire)
+        let [status, _] = self.status.load(Ordering::Acquire).to_le_bytes();
+        status
     }
 
     pub(super) fn add_status(&self, bits: u8) {
-        self.status.fetch_or(bits, Ordering::AcqRel);
+        self.status.fetch_or(bits.into(), Ordering::AcqRel);
     }
 
     pub(super) fn is_resetting(&self) -> bool {
-        self.resetting.load(Ordering::Acquire)
+        self.status.load(Ordering::Acquire) & RESETTING != 0
     }
 
     /// The transport forgets what the driver has set. With `wait` the status stays until the loop
@@ -94,7 +95,7 @@ impl Link {
         self.queue_vectors.iter().for_each(|vector| vector.store(NO_VECTOR, Ordering::Relaxed));
         self.isr.store(0, Ordering::Relaxed);
         if wait {
-            self.resetting.store(true, Ordering::Release);
+            self.status.fetch_or(RESETTING, Ordering::AcqRel);
         } else if !self.is_resetting() {
             self.status.store(0, Ordering::Release);
         }
@@ -172,5 +173,32 @@ mod isr {
     pub(super) const CONFIG: u8 = 2;
 }
 
+/// A reset is under way. No bit of the status that the driver reads.
+const RESETTING: u16 = 1 << 8;
 /// `VIRTIO_MSI_NO_VECTOR`.
 const NO_VECTOR: u16 = 0xffff;
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::{Link, status};
+
+    #[test]
+    fn a_driver_that_reads_that_the_reset_is_done_can_write_at_once() {
+        for _ in 0..1000 {
+            let link = Link::new(1).unwrap();
+            link.add_status(status::DRIVER_OK);
+            link.reset(true);
+            assert_eq!(link.status(), status::DRIVER_OK);
+            assert!(link.is_resetting());
+            thread::scope(|scope| {
+                scope.spawn(|| link.reset_done());
+                while link.status() != 0 {
+                    thread::yield_now();
+                }
+                assert!(!link.is_resetting());
+            });
+        }
+    }
+}
