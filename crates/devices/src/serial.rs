@@ -68,7 +68,12 @@ impl Serial {
 
     /// The guest reads a register, 0 to 7.
     pub fn read(&self, offset: u8) -> u8 {
-        self.lock().read(offset)
+        let mut uart = self.lock();
+        let value = uart.read(offset);
+        if offset == INTERRUPT_IDENTIFICATION && value & NO_INTERRUPT != 0 && is_receiving(&mut uart) {
+            return value & !NO_INTERRUPT | RECEIVED;
+        }
+        value
     }
 
     /// The guest writes a register, 0 to 7.
@@ -121,6 +126,15 @@ impl Serial {
     }
 }
 
+/// Whether what was typed waits, and the guest wants to be interrupted for it. A 16550 says so for as
+/// long as it is true; `vm-superio` takes it back with the first byte that is read. A guest that stops
+/// reading half-way to look again (Linux does so after 256 bytes) would take the port for idle, and wait
+/// for the next key.
+fn is_receiving(uart: &mut Uart<Line, Room, Output>) -> bool {
+    let divisor = uart.read(LINE_CONTROL) & DIVISOR_LATCH != 0;
+    !divisor && uart.read(INTERRUPT_ENABLE) & 1 != 0 && uart.read(LINE_STATUS) & 1 != 0
+}
+
 /// The interrupt line.
 #[derive(Clone)]
 struct Line(Arc<EventFd>);
@@ -167,8 +181,18 @@ impl Write for Output {
     }
 }
 
-/// Offset of the modem control register.
+// Offsets of registers.
+const INTERRUPT_ENABLE: u8 = 1;
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+const LINE_CONTROL: u8 = 3;
 const MODEM_CONTROL: u8 = 4;
+const LINE_STATUS: u8 = 5;
+
+/// Line control: offsets 0 and 1 are the divisor's.
+const DIVISOR_LATCH: u8 = 1 << 7;
+// Interrupt identification.
+const NO_INTERRUPT: u8 = 1;
+const RECEIVED: u8 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -211,6 +235,31 @@ mod tests {
         assert_eq!(serial.enqueue(&text[64..]), 36);
         (0..36).for_each(|_| assert_eq!(serial.read(0), b'x'));
         assert!(serial.room().read().is_err(), "all was taken: nobody waits");
+    }
+
+    #[test]
+    fn what_was_typed_before_the_port_was_opened_is_told_when_it_is() {
+        let (serial, _) = serial(16);
+        assert_eq!(serial.enqueue(&[b'x'; 70]), 64);
+        assert!(serial.interrupt().read().is_err(), "nobody wants to hear");
+        serial.write(1, 1);
+        assert_eq!(serial.interrupt().read().unwrap(), 1);
+        assert_eq!(serial.read(2) & 0xf, 4);
+    }
+
+    #[test]
+    fn bytes_that_still_wait_are_told_until_the_last_is_read() {
+        let (serial, _) = serial(16);
+        serial.write(1, 1);
+        serial.enqueue(b"abc");
+        for waiting in [true, true, true, false] {
+            assert_eq!(serial.read(2) & 0xf, if waiting { 4 } else { 1 });
+            serial.read(0);
+        }
+        serial.enqueue(b"d");
+        serial.write(1, 0);
+        serial.read(2);
+        assert_eq!(serial.read(2) & 0xf, 1, "not asked for");
     }
 
     #[test]
