@@ -195,15 +195,19 @@ fn features(host: Offloads, mtu: bool) -> u64 {
     offered.iter().filter(|(_, on)| *on).fold(0, |bits, (bit, _)| bits | 1 << bit)
 }
 
-/// What the driver can take. Segments without checksum offload cannot be, whatever it negotiated.
+/// What the driver can take. Segments without checksum offload cannot be, nor congestion notification
+/// without segments of TCP, whatever it negotiated: the host would refuse all of it (virtio 1.2 section
+/// 5.1.3.1 has what requires what).
 fn negotiated_offloads(features: u64) -> Offloads {
     let has = |bit: u32| features & 1 << bit != 0;
     let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
+    let tso4 = checksum && has(VIRTIO_NET_F_GUEST_TSO4);
+    let tso6 = checksum && has(VIRTIO_NET_F_GUEST_TSO6);
     Offloads {
         checksum,
-        tso4: checksum && has(VIRTIO_NET_F_GUEST_TSO4),
-        tso6: checksum && has(VIRTIO_NET_F_GUEST_TSO6),
-        ecn: checksum && has(VIRTIO_NET_F_GUEST_ECN),
+        tso4,
+        tso6,
+        ecn: (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN),
         // The host knows them only together.
         uso: checksum && has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6),
     }

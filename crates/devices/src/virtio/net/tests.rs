@@ -308,6 +308,9 @@ fn only_what_the_driver_takes_is_offloaded_to_it() {
     assert_eq!(f.cable.ends().offloads, Offloads { checksum: true, tso4: true, ..Offloads::default() });
     let f = fixture(GUEST_TSO4, 16);
     assert_eq!(f.cable.ends().offloads, Offloads::default(), "segments need checksums");
+    let f = fixture(GUEST_CSUM | 1 << 9, 16);
+    let checksum = Offloads { checksum: true, ..Offloads::default() };
+    assert_eq!(f.cable.ends().offloads, checksum, "a tap refuses congestion notification without segments");
 }
 
 #[test]
