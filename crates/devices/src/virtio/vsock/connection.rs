@@ -194,6 +194,11 @@ impl Connection {
         self.phase == Phase::Calling && events.intersects(EventSet::HANG_UP | EventSet::ERROR)
     }
 
+    /// Whether the guest was told of a stream from the host, or has asked for it.
+    pub(super) fn is_known_to_guest(&self) -> bool {
+        !self.owed.request
+    }
+
     pub(super) fn has_something_to_say(&self) -> bool {
         let Owed { request, response, credit_update, .. } = self.owed;
         let open = self.phase == Phase::Open;

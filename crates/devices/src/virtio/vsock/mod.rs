@@ -114,8 +114,13 @@ impl Vsock {
                     let Some(&ports) = state.tokens.get(&token) else { continue };
                     let Some(connection) = state.connections.get_mut(&ports) else { continue };
                     if connection.is_forlorn(events) {
+                        // A guest that has not heard of it needs no word of its end. It may never take
+                        // one, while programs come and go.
+                        let heard_of = connection.is_known_to_guest();
                         state.remove(ports, &mut self.bridge);
-                        state.resets.push_back(header(self.cid, ports, OP_RST));
+                        if heard_of {
+                            state.resets.push_back(header(self.cid, ports, OP_RST));
+                        }
                     } else {
                         connection.ready(events);
                         state.let_speak(ports);

@@ -264,6 +264,21 @@ fn a_program_that_gives_up_before_the_guest_answers() {
 }
 
 #[test]
+fn programs_that_come_and_go_leave_nothing_with_a_guest_that_takes_nothing() {
+    let mut world = world();
+    world.guest = Guest::new(&[128, 128, 128]);
+    world.device.activate(0, world.guest.queues()).unwrap();
+    for _ in 0..3 {
+        let stream = world.say("CONNECT 80\n");
+        assert_eq!(world.count("streams"), 1);
+        drop(stream);
+        world.run();
+        assert_eq!(world.count("streams"), 0);
+    }
+    assert_eq!(world.device.state.as_ref().unwrap().resets, []);
+}
+
+#[test]
 fn lines_that_mean_nothing_close_the_stream() {
     let mut w = world();
     for bad in ["HELLO\n", "CONNECT x\n", "\n", &"x".repeat(65), &format!("CONNECT {}1\n", "0".repeat(70))] {
