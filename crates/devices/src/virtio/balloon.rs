@@ -369,7 +369,10 @@ impl<R: Reclaim> VirtioDevice for Balloon<R> {
             ("refused", refused),
             ("errors", errors),
         ];
-        metrics.extend(self.handle().statistics());
+        let handle = self.handle();
+        metrics.extend(handle.statistics());
+        // Whoever asks again then reads what was true at this time, not at the driver's start.
+        handle.request_statistics();
         metrics
     }
 }
@@ -394,8 +397,9 @@ const REPORTING: u64 = 1 << 5;
 
 /// The balloon's unit, whatever the guest's page size is.
 const PAGE: u64 = 4096;
-/// Page numbers taken from one chain; what is beyond is not discarded. Linux sends 256.
-const PAGES_MAX: usize = 16 * 1024;
+/// Page numbers taken from one chain; what is beyond is not discarded. Linux sends 256, Windows 1,024. Each
+/// can cost a system call, and a wake takes as many chains as the queue holds.
+const PAGES_MAX: usize = 1024;
 /// Ranges taken from one chain; what is beyond is not discarded. Linux sends 32.
 const RANGES_MAX: usize = 1024;
 

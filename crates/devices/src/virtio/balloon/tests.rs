@@ -145,6 +145,12 @@ fn statistics_come_when_asked_for() {
     assert_eq!(guest.interrupts.of_queue(2), 1);
     balloon.wake(Wake::Source(0)).unwrap();
     assert_eq!(guest.ring(2).used(), []);
+    // Whoever reads the metrics is given fresh ones the next time.
+    let head = guest.ring(2).add(&[first]);
+    balloon.wake(Wake::Queue(2)).unwrap();
+    assert_eq!(metric(&balloon, "guest_free_bytes"), 77);
+    balloon.wake(Wake::Source(0)).unwrap();
+    assert_eq!(guest.ring(2).used(), [(head, 0)]);
     // More buffers than one: the older ones come back.
     let heads = [guest.ring(2).add(&[first]), guest.ring(2).add(&[Buffer::readable(u64::MAX - 3, 50)])];
     balloon.wake(Wake::Queue(2)).unwrap();
