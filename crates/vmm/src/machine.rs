@@ -10,7 +10,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -120,6 +120,7 @@ impl Machine {
             self.reboots += 1;
             self.report.tell(|us| Event::Reset { us });
             self.console.reset();
+            self.rtc.lock().unwrap_or_else(PoisonError::into_inner).reset();
             memory::clear(&self.memory)?;
         }
     }
@@ -275,9 +276,7 @@ impl Machine {
     }
 
     fn hear(&mut self) -> Option<End> {
-        // Emptied first: what comes in later rings again.
-        let _ = self.mailbox.bell().read();
-        while let Some(notice) = self.mailbox.take() {
+        for notice in self.mailbox.hear() {
             match notice {
                 Notice::Activate { slot: index, features, queues } => {
                     if let Some(slot) = self.slots.get_mut(index) {

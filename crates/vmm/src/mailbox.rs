@@ -11,7 +11,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::vcpu::VcpuEnd;
 
 /// One piece of news. A guest can make each of them only once before the loop answers, so that
-/// however fast it goes, they do not pile up.
+/// however fast it goes, they do not pile up; and the loop hears so many at a time, so that a guest whose
+/// processors never stop making them cannot keep it from all else.
 pub enum Notice {
     /// The driver of the device in this slot is ready.
     Activate {
@@ -82,8 +83,45 @@ impl Mailbox {
         &self.sender.bell
     }
 
+    /// What has come, oldest first. The bell rings again for what is left.
+    pub fn hear(&self) -> Vec<Notice> {
+        // Emptied first: what comes in later rings again.
+        let _ = self.bell().read();
+        let heard: Vec<_> = std::iter::from_fn(|| self.take()).take(NOTICES_PER_TURN).collect();
+        if heard.len() == NOTICES_PER_TURN {
+            // The only failure is a bell that rings already.
+            let _ = self.bell().write(1);
+        }
+        heard
+    }
+
     /// The next notice, if there is one.
     pub fn take(&self) -> Option<Notice> {
         self.notices.try_recv().ok()
+    }
+}
+
+/// Of more than a machine has vCPUs and devices, so that a guest that behaves is heard at once.
+const NOTICES_PER_TURN: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::{Mailbox, NOTICES_PER_TURN, Notice};
+
+    #[test]
+    fn the_bell_rings_until_all_is_heard() {
+        let mailbox = Mailbox::new().unwrap();
+        assert!(mailbox.hear().is_empty());
+        for slot in 0..=NOTICES_PER_TURN {
+            mailbox.sender().send(Notice::ResetDevice { slot });
+        }
+        let slots = |notices: Vec<Notice>| -> Vec<usize> {
+            let slot = |notice| if let Notice::ResetDevice { slot } = notice { slot } else { usize::MAX };
+            notices.into_iter().map(slot).collect()
+        };
+        assert!(slots(mailbox.hear()).into_iter().eq(0..NOTICES_PER_TURN));
+        assert!(mailbox.bell().read().is_ok());
+        assert_eq!(slots(mailbox.hear()), [NOTICES_PER_TURN]);
+        assert!(mailbox.bell().read().is_err());
     }
 }
