@@ -7,19 +7,26 @@ use ec2vmm_devices::{
 
 use crate::mailbox::{Notice, Sender};
 
-/// Tells the event loop, once.
-struct Told(Option<Sender>);
+/// Tells the event loop, and the log, each once: a guest can write the register for ever.
+struct Told {
+    news: Option<Sender>,
+    crash_logged: bool,
+}
 
 impl OnPanic for Told {
     fn on_panic(&mut self, panic: Panic) {
         match panic {
             Panic::Panicked => {
-                if let Some(news) = self.0.take() {
+                if let Some(news) = self.news.take() {
                     news.send(Notice::Panicked);
                 }
             }
             // It goes on, and resets or powers off when its dump is written.
-            Panic::CrashLoaded => log::warn!("the guest's kernel panicked and runs its crash kernel"),
+            Panic::CrashLoaded => {
+                if !std::mem::replace(&mut self.crash_logged, true) {
+                    log::warn!("the guest's kernel panicked and runs its crash kernel");
+                }
+            }
         }
     }
 }
@@ -29,7 +36,7 @@ impl OnPanic for Told {
 /// # Errors
 /// The slot is taken.
 pub fn insert(pci: &PciBus, bar: u64, news: Sender) -> Result<(), InsertError> {
-    pci.insert(SLOT, Pvpanic::new(bar, Told(Some(news))))
+    pci.insert(SLOT, Pvpanic::new(bar, Told { news: Some(news), crash_logged: false }))
 }
 
 const SLOT: u8 = 4;

@@ -25,6 +25,8 @@ pub struct Slot {
     /// Shared with the transport of this run.
     link: Option<Arc<Link>>,
     active: bool,
+    /// How often the driver has broken the rules.
+    faults: u64,
 }
 
 impl Slot {
@@ -39,7 +41,7 @@ impl Slot {
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new))
             .collect::<io::Result<_>>()?;
-        Ok(Self { name, pci_device, device, kicks, link: None, active: false })
+        Ok(Self { name, pci_device, device, kicks, link: None, active: false, faults: 0 })
     }
 
     /// The device.
@@ -103,11 +105,17 @@ impl Slot {
 
     /// The driver has broken the rules: the device stands still until it is reset.
     fn fail(&mut self, fault: &GuestFault) {
-        let cause = std::error::Error::source(fault).map_or(String::new(), |source| format!(": {source}"));
-        log::warn!(
-            "{}: the guest's driver broke the rules, the device waits for a reset: {fault}{cause}",
-            self.name
-        );
+        self.faults += 1;
+        // The first, second, fourth ...: a driver can go on for ever.
+        if self.faults.is_power_of_two() {
+            let cause =
+                std::error::Error::source(fault).map_or(String::new(), |source| format!(": {source}"));
+            log::warn!(
+                "{}: the guest's driver broke the rules, the {}. time, the device waits for a reset: {fault}{cause}",
+                self.name,
+                self.faults
+            );
+        }
         self.active = false;
         if let Some(link) = &self.link {
             link.needs_reset();
@@ -119,5 +127,76 @@ impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kicks: Vec<_> = self.kicks.iter().map(|kick| kick.as_raw_fd()).collect();
         f.debug_struct("Slot").field("name", &self.name).field("kicks", &kicks).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::fd::RawFd,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use ec2vmm_devices::virtio::{ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+
+    use super::Slot;
+
+    /// Finds a fault in whatever its driver does.
+    struct Fussy;
+
+    impl VirtioDevice for Fussy {
+        fn identity(&self) -> Identity {
+            let config = Arc::new(ConfigSpace::read_only(Vec::new()));
+            Identity { device_type: 4, pci_class: 0, features: 0, queue_sizes: vec![4], config }
+        }
+
+        fn sources(&self) -> Vec<RawFd> {
+            Vec::new()
+        }
+
+        fn activate(&mut self, _: u64, _: Vec<VirtQueue>) -> Result<(), GuestFault> {
+            Ok(())
+        }
+
+        fn wake(&mut self, _: Wake) -> Result<(), GuestFault> {
+            Err(GuestFault::Request("nothing is right"))
+        }
+
+        fn reset(&mut self) {}
+    }
+
+    /// Counts what is logged of the device of this test.
+    struct Lines(AtomicU32);
+
+    impl log::Log for Lines {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            let of_ours = record.args().to_string().starts_with("fussy");
+            self.0.fetch_add(of_ours.into(), Ordering::Relaxed);
+        }
+
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_to_break_the_rules_does_not_fill_the_log() {
+        static LINES: Lines = Lines(AtomicU32::new(0));
+        log::set_logger(&LINES).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
+        let mut slot = Slot::new("fussy".into(), 1, Box::new(Fussy)).unwrap();
+        for _ in 0..1000 {
+            slot.activate(0, Vec::new());
+            assert!(slot.is_active());
+            slot.wake(Wake::Queue(0));
+            assert!(!slot.is_active());
+            slot.reset();
+        }
+        assert_eq!(LINES.0.load(Ordering::Relaxed), 10, "1, 2, 4 ... 512");
     }
 }
