@@ -58,7 +58,8 @@ impl Console {
     /// # Errors
     /// The descriptors cannot be waited for.
     pub fn watch(&self, event_loop: &EventLoop) -> io::Result<()> {
-        event_loop.watch_edges(self.output.ready().as_raw_fd(), Source::ConsoleOutput)?;
+        // Not its edges: emptying an eventfd is an edge too, and would wake the loop once more.
+        event_loop.watch(self.output.ready().as_raw_fd(), Source::ConsoleOutput)?;
         event_loop.watch(self.serial.room().as_raw_fd(), Source::ConsoleInput)?;
         let Some(terminal) = &self.terminal else { return Ok(()) };
         match event_loop.watch_edges(terminal.as_raw_fd(), Source::Console) {
