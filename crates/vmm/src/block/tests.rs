@@ -201,7 +201,9 @@ fn errors_of_the_host_come_back() {
 fn a_qcow2_overlay_is_served_and_its_flush_reaches_the_file() {
     let bench = Bench::new();
     bench.file.write_all_at(&[3; 4096], 4096).unwrap();
-    let overlay = tempfile::tempfile().unwrap();
+    // With a name: what has none is scratch, which nobody else will read, and is not flushed.
+    let named = tempfile::NamedTempFile::new().unwrap();
+    let overlay = named.as_file();
     create_overlay(overlay.try_clone().unwrap(), SIZE).unwrap();
     let layers = || {
         let top = Layer { file: overlay.try_clone().unwrap(), format: Format::Qcow2 };
