@@ -4,6 +4,7 @@
 
 mod guests;
 mod machine;
+mod memory;
 
 use std::{
     io::{Read, Write},
