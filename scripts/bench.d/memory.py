@@ -20,11 +20,11 @@ def run(monitors, kernel, initrd, image):
     if image:
         results[f"{monitors[0].name}, booted from a disk"] = once(monitors[0].disk(image), READY)
     rows, base = [], None
-    for name, (beyond, shared, guest, largest) in results.items():
+    for name, (beyond, dirty, shared, guest, largest) in results.items():
         base = base or beyond
         top = ", ".join(f"{what} {size >> 10} KiB" for what, size in largest)
-        rows.append([name, mib(beyond), mib(shared), mib(guest), ratio(beyond, base), top])
-    head = ["monitor", "private, not guest's, MiB", "shared (files), MiB", "guest's RAM in use, MiB", "ratio"]
+        rows.append([name, mib(beyond), mib(dirty), mib(shared), mib(guest), ratio(beyond, base), top])
+    head = ["monitor", "private, not guest's, MiB", "of it dirty", "shared (files), MiB", "guest's RAM in use, MiB", "ratio"]
     table([*head, "largest"], rows)
 
 
@@ -57,11 +57,12 @@ def cpu_ticks(pid):
 
 
 def account(pid):
-    """Bytes: private beyond the guest's, shared, guest's, and the largest private mappings."""
+    """Bytes: private beyond the guest's; those of them that are dirty (clean ones are pages of files that
+    nobody else happens to map; pages of a tmpfs are always dirty); shared; the guest's; and the largest private mappings."""
     with open(f"/proc/{pid}/smaps") as file:
         mappings = MAPPING.split(file.read())[1:]
     private = {}
-    shared = guest = 0
+    dirty = shared = guest = 0
     for head, body in zip(mappings[::2], mappings[1::2]):
         sizes = {name: int(size) << 10 for name, size in SIZE.findall(body)}
         own = sizes["Private_Clean"] + sizes["Private_Dirty"]
@@ -71,9 +72,10 @@ def account(pid):
             guest += own
             continue
         private[name[0]] = private.get(name[0], 0) + own
+        dirty += sizes["Private_Dirty"]
         shared += sizes["Rss"] - own
     largest = sorted(private.items(), key=lambda item: -item[1])[:4]
-    return sum(private.values()), shared, guest, [(name.rsplit("/")[-1], size) for name, size in largest]
+    return sum(private.values()), dirty, shared, guest, [(name.rsplit("/")[-1], size) for name, size in largest]
 
 
 MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+ .*)$", re.MULTILINE)
