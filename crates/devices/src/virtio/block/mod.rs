@@ -3,8 +3,8 @@
 //! The device takes requests apart, hands them to the backend and completes them in the order in which
 //! the backend ends them; it never waits for a disk but in [`VirtioDevice::reset`].
 //!
-//! Limits: 256 descriptors a queue, as many requests under way; 253 pieces of data a request, of any
-//! size; one range of at most 2 GiB a discard or write-zeroes. A disk's size is rounded down to whole
+//! Limits: 256 descriptors a queue, as many requests under way, and no more once they are 256 MiB; 253
+//! pieces of data a request, of any size; one range of at most 2 GiB a discard or write-zeroes. A disk's size is rounded down to whole
 //! sectors of 512 bytes. The cache mode is not the driver's to change: a driver that takes FLUSH gets
 //! write-back, one that does not gets every write made durable before it completes.
 //!
@@ -44,6 +44,9 @@ pub struct Block<B> {
     config: Arc<ConfigSpace>,
     /// Written when a wake ends with work left, so that others get their turn.
     again: Again,
+    /// No more is taken from the driver while requests of so many bytes are under way: what a reset has
+    /// to wait for, and what a backend may copy at once, must not keep the loop for long.
+    bytes_max: u64,
     counters: Counters,
     state: State,
 }
@@ -84,6 +87,7 @@ struct State {
     /// By token.
     under_way: Vec<Option<UnderWay>>,
     free_tokens: Vec<u16>,
+    bytes_under_way: u64,
     spares: Spares,
 }
 
@@ -140,6 +144,7 @@ impl<B: Backend> Block<B> {
         Ok(Self {
             config: Arc::new(ConfigSpace::read_only(limits.config())),
             again: Again::new().map_err(Error::Event)?,
+            bytes_max: BYTES_MAX,
             counters: Counters::default(),
             state: State::default(),
             serial: id,
@@ -153,8 +158,8 @@ impl<B: Backend> Block<B> {
         let Some(queue) = self.state.ready_queue(index) else { return Ok(()) };
         queue.disable_kicks()?;
         let mut left = CHAINS_PER_WAKE;
-        // With no token left, the next completion comes back here.
-        while left > 0 && !self.state.free_tokens.is_empty() {
+        // With no token left, or much under way, the next completion comes back here.
+        while left > 0 && !self.state.free_tokens.is_empty() && self.state.bytes_under_way < self.bytes_max {
             let Some(queue) = self.state.ready_queue(index) else { break };
             left -= 1;
             if let Some(chain) = queue.pop()? {
@@ -173,7 +178,7 @@ impl<B: Backend> Block<B> {
     /// Hand a request to the backend, or answer it.
     fn begin(&mut self, index: usize, chain: Chain) -> Result<(), GuestFault> {
         let Self { backend, limits, serial, counters, state, .. } = self;
-        let State { queues, write_through, under_way, free_tokens, spares, .. } = state;
+        let State { queues, write_through, under_way, free_tokens, bytes_under_way, spares, .. } = state;
         let Some(queue) = queues.get_mut(index) else { return Ok(()) };
         let head = chain.head_index();
         let Some(Parsed { head, status, work }) = request::parse(chain, limits, queue.memory(), spares)
@@ -186,7 +191,9 @@ impl<B: Backend> Block<B> {
                 // `serve` saw to it that there is a token.
                 let Some(token) = free_tokens.pop() else { return Ok(()) };
                 if let Some(slot) = under_way.get_mut(usize::from(token)) {
-                    *slot = Some(UnderWay::new(queue.index(), head, status, &operation, *write_through));
+                    let work = UnderWay::new(queue.index(), head, status, &operation, *write_through);
+                    *bytes_under_way += work.bytes;
+                    *slot = Some(work);
                     backend.enqueue(Request { token, operation });
                 }
                 return Ok(());
@@ -220,6 +227,7 @@ impl<B: Backend> Block<B> {
                 continue;
             }
             self.state.free_tokens.push(token);
+            self.state.bytes_under_way -= work.bytes;
             let outcome = self.counters.count(&work, result);
             let Some(queue) = self.state.queues.get_mut(usize::from(work.queue)) else { continue };
             answer(queue.memory(), work.status, outcome);
@@ -272,6 +280,7 @@ impl<B: Backend> VirtioDevice for Block<B> {
             flush_enqueued: false,
             under_way: vec![None; usize::from(slots)],
             free_tokens: (0..slots).collect(),
+            bytes_under_way: 0,
             spares: Spares::default(),
             queues,
         };
@@ -298,7 +307,8 @@ impl<B: Backend> VirtioDevice for Block<B> {
     }
 
     fn reset(&mut self) {
-        let Self { backend, limits: _, serial: _, config: _, again: _, counters: _, state } = self;
+        let Self { backend, limits: _, serial: _, config: _, again: _, bytes_max: _, counters: _, state } =
+            self;
         backend.wait_idle();
         while backend.completed().is_some() {}
         *state = State::default();
@@ -402,3 +412,5 @@ const SOURCE_BACKEND: usize = 0;
 const PCI_CLASS_SCSI: u32 = 0x01_00_00;
 /// So that a driver that never stops cannot keep the loop from the other devices.
 const CHAINS_PER_WAKE: usize = 512;
+/// As much as drivers have under way, and seconds for a slow disk.
+const BYTES_MAX: u64 = 256 << 20;

@@ -439,6 +439,27 @@ fn a_driver_that_offers_more_than_its_queue_holds_waits() {
 }
 
 #[test]
+fn a_driver_with_much_under_way_waits() {
+    let mut f = fixture_with(false, F_FLUSH, &options());
+    f.device.bytes_max = 2048;
+    let header = f.guest.buffer(&header(WRITE, 0));
+    let data = f.guest.buffer(&[7; 1024]);
+    let status = f.guest.room(1);
+    for _ in 0..5 {
+        f.guest.ring(0).add(&[header, data, status]);
+    }
+    f.kick();
+    assert_eq!(f.disk.waiting(), 2);
+    f.device.wake(Wake::Source(1)).unwrap();
+    assert_eq!(f.disk.waiting(), 2);
+    for (under_way, given_back) in [(2, 1), (2, 1), (2, 1), (1, 1), (0, 1)] {
+        f.disk.finish(0);
+        f.device.wake(Wake::Source(0)).unwrap();
+        assert_eq!((f.disk.waiting(), f.guest.ring(0).used().len()), (under_way, given_back));
+    }
+}
+
+#[test]
 fn what_it_tells_of_itself() {
     let f = fixture();
     let identity = f.device.identity();
