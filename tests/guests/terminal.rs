@@ -46,8 +46,8 @@ fn keys_and_modes() {
     assert!(!modes().local_modes.contains(LocalModes::ICANON), "the terminal is raw");
     shown("~# ");
     // The guest's keyboard: even its Ctrl-C.
-    controller.write_all(b"sleep 1000\r").unwrap();
-    shown("sleep 1000");
+    controller.write_all(b"echo a''sleep; sleep 1000\r").unwrap();
+    shown("asleep");
     controller.write_all(b"\x03").unwrap();
     controller.write_all(b"echo st''ill here\r").unwrap();
     shown("still here");
