@@ -15,6 +15,7 @@ pub mod entropy;
 pub mod error;
 pub mod event_loop;
 pub mod inherited;
+pub mod limits;
 pub mod lines;
 pub mod machine;
 pub mod mailbox;

@@ -3,12 +3,15 @@
 
 use std::{io::Read, process::ExitCode, time::Instant};
 
-use ec2vmm_vmm::{builder, log_to_stderr};
+use ec2vmm_vmm::{builder, limits, log_to_stderr};
 use ec2vmm_vmm_api::{Exit, Failure, FailureKind, MachineConfig};
 
 fn main() -> ExitCode {
     let born = Instant::now();
     log_to_stderr();
+    if let Err(error) = limits::raise_descriptors() {
+        log::warn!("raising the limit of open descriptors: {error}");
+    }
     let exit = match read_config() {
         Ok(config) => builder::run(config, born),
         Err(failure) => {

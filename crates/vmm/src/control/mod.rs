@@ -86,8 +86,11 @@ impl ControlServer {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.listen(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // Out of descriptors, say: trying again at once would be of no use.
-                    log::warn!("accepting a control connection: {error}");
+                    // Out of descriptors, say: trying again at once would be of no use. Said once, until
+                    // all who wait were let in.
+                    if !self.waiting {
+                        log::warn!("accepting a control connection: {error}");
+                    }
                     return self.wait_for_room();
                 }
             }
