@@ -38,9 +38,11 @@ impl Report {
         }
     }
 
-    /// Tells of the end of a machine that has failed.
+    /// Tells of the end of a machine that has failed; the log, where nobody hears of events.
     pub fn failed(&mut self, failure: Failure) -> Exit {
-        log::error!("{}", failure.message);
+        if self.stream.is_none() {
+            log::error!("{}", failure.message);
+        }
         let exit = Exit::Failed(failure.kind);
         self.tell(|us| Event::Ended { us, exit, failure: Some(failure) });
         exit

@@ -143,16 +143,21 @@ impl InterruptRoutes {
     /// KVM refused the table.
     pub fn set(&self, gsi: u32, message: MsiMessage) -> io::Result<()> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        if messages.insert(gsi, message) == Some(message) {
+        if messages.get(&gsi) == Some(&message) {
             return Ok(());
         }
+        let mut wanted = messages.clone();
+        wanted.insert(gsi, message);
         let entries: Vec<_> = (0..layout::IOAPIC_PINS)
             .map(pin_route)
-            .chain(messages.iter().map(|(&gsi, &message)| message_route(gsi, message)))
+            .chain(wanted.iter().map(|(&gsi, &message)| message_route(gsi, message)))
             .collect();
         let table =
             KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(self.vm.set_gsi_routing(&table)?)
+        self.vm.set_gsi_routing(&table)?;
+        // Only now: what KVM has refused is asked for again with the next call.
+        *messages = wanted;
+        Ok(())
     }
 
     /// Writes to `eventfd` raise line `gsi`.
