@@ -52,6 +52,8 @@ pub struct Disk {
     pub layers: Vec<OpenLayer>,
     /// The guest cannot write.
     pub read_only: bool,
+    /// The top file is gone when the machine ends.
+    pub scratch: bool,
     /// What the guest reads as the disk's serial number.
     pub serial: String,
 }
@@ -190,7 +192,12 @@ pub fn open(wanted: &Wanted, scratch: &Path) -> Result<Disk, Error> {
     }
     let layers =
         layers.into_iter().map(|Layer { file, format }| OpenLayer { file, format: spell(format) }).collect();
-    Ok(Disk { layers, read_only: wanted.writes == Writes::Refused, serial: wanted.serial.clone() })
+    Ok(Disk {
+        layers,
+        read_only: wanted.writes == Writes::Refused,
+        scratch: wanted.writes == Writes::Discarded,
+        serial: wanted.serial.clone(),
+    })
 }
 
 /// Opens a disk for looking at it: locked against writers, because what is being written makes no sense.

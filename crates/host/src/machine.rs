@@ -261,12 +261,12 @@ impl Handed {
     }
 
     fn disk(&mut self, disk: Disk) -> config::Disk {
-        let Disk { layers, read_only, serial } = disk;
+        let Disk { layers, read_only, scratch, serial } = disk;
         let layers = layers
             .into_iter()
             .map(|layer| config::Layer { fd: self.hand(layer.file), format: layer.format })
             .collect();
-        config::Disk { layers, read_only, serial }
+        config::Disk { layers, read_only, scratch, serial }
     }
 }
 

@@ -14,7 +14,6 @@
 use std::fs::File;
 use std::io;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use imago::file::File as Storage;
@@ -121,9 +120,22 @@ impl Disk {
     /// # Errors
     /// A file is empty, is not what its format says, or cannot be read.
     pub fn open(layers: Vec<Layer>, write: bool) -> Result<Self, DiskError> {
+        Self::open_as(layers, write, false)
+    }
+
+    /// Opens a disk for writing whose top file is thrown away in the end: nothing in it need survive the
+    /// process, so that [`Disk::flush`] has nothing to do.
+    ///
+    /// # Errors
+    /// As for [`Disk::open`].
+    pub fn open_scratch(layers: Vec<Layer>) -> Result<Self, DiskError> {
+        Self::open_as(layers, true, true)
+    }
+
+    fn open_as(layers: Vec<Layer>, write: bool, is_scratch: bool) -> Result<Self, DiskError> {
         let mut facts = Vec::with_capacity(layers.len());
         let mut beneath: Option<FormatAccess<Storage>> = None;
-        let (mut can_discard, mut is_scratch) = (false, false);
+        let mut can_discard = false;
         for (layer, Layer { file, format }) in layers.into_iter().enumerate().rev() {
             let write = write && layer == 0;
             if format == Format::Raw && beneath.is_some() {
@@ -131,7 +143,6 @@ impl Disk {
             }
             let io = |source| DiskError::Io { layer, source };
             let file_bytes = file_len(&file).map_err(io)?;
-            is_scratch = file.metadata().map_err(io)?.nlink() == 0;
             if file_bytes < SECTOR {
                 return Err(DiskError::Empty { layer, bytes: file_bytes });
             }

@@ -105,6 +105,10 @@ pub struct Disk {
     pub layers: Vec<Layer>,
     /// The guest cannot write, and the first layer is open for reading only.
     pub read_only: bool,
+    /// The first layer is thrown away when the machine ends: what the guest flushes need not reach
+    /// stable storage.
+    #[serde(default)]
+    pub scratch: bool,
     /// What the guest reads as the disk's serial number, at most 20 bytes: the volume id.
     pub serial: String,
 }

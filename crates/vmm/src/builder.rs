@@ -30,7 +30,7 @@ use ec2vmm_vmm_api::{
 use kvm_ioctls::Kvm;
 
 use crate::{
-    block::{self, OpenDisk},
+    block::{self, Access, OpenDisk},
     boot_source::BootSource,
     clock::HostClock,
     console::Console,
@@ -139,9 +139,17 @@ fn open_disks(configs: &[config::Disk], inherited: &mut Inherited) -> Result<Vec
                 Ok(image::Layer { file, format: format_of(layer.format) })
             })
             .collect::<Result<Vec<_>, MachineError>>()?;
-        block::open(layers, !disk.read_only).map_err(|source| MachineError::Disk { index, source })
+        block::open(layers, access(disk)).map_err(|source| MachineError::Disk { index, source })
     };
     configs.iter().enumerate().map(open).collect()
+}
+
+fn access(disk: &config::Disk) -> Access {
+    match (disk.read_only, disk.scratch) {
+        (true, _) => Access::ReadOnly,
+        (false, true) => Access::Scratch,
+        (false, false) => Access::Kept,
+    }
 }
 
 fn format_of(format: Format) -> image::Format {

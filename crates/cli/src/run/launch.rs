@@ -84,7 +84,7 @@ fn open_disks(plan: &Plan) -> Result<Vec<disks::Disk>, Error> {
     if !plan.seed.is_empty() {
         let file = plan.seed.build()?;
         let layers = vec![disks::OpenLayer { file, format: Format::Raw }];
-        open.push(disks::Disk { layers, read_only: true, serial: SEED_SERIAL.to_owned() });
+        open.push(disks::Disk { layers, read_only: true, scratch: false, serial: SEED_SERIAL.to_owned() });
     }
     Ok(open)
 }

@@ -31,17 +31,32 @@ pub struct OpenDisk {
     pub backend: Box<dyn Backend>,
 }
 
+/// What becomes of what the guest writes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// It is refused.
+    ReadOnly,
+    /// What the guest has flushed survives whatever happens.
+    Kept,
+    /// It is gone when the machine ends.
+    Scratch,
+}
+
 /// Opens a disk from its files, the top one first, with the fastest engine that this host has for it:
 /// io_uring for one raw file of whole sectors, else threads.
 ///
 /// # Errors
 /// The files are no disk, or the host is out of something.
-pub fn open(layers: Vec<Layer>, write: bool) -> Result<OpenDisk, OpenError> {
+pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
     let raw = match layers.as_slice() {
         [Layer { file, format: Format::Raw }] => Some(file.try_clone().map_err(OpenError::Start)?),
         _ => None,
     };
-    let disk = Disk::open(layers, write)?;
+    let disk = match access {
+        Access::ReadOnly => Disk::open(layers, false)?,
+        Access::Kept => Disk::open(layers, true)?,
+        Access::Scratch => Disk::open_scratch(layers)?,
+    };
     let whole = disk.layers().first().is_some_and(|layer| layer.file_bytes == disk.size());
     let backend: Box<dyn Backend> = match raw.filter(|_| whole).and_then(|file| by_uring(&file, &disk)) {
         Some(backend) => Box::new(backend),

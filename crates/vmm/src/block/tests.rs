@@ -15,7 +15,7 @@ use ec2vmm_image::{Disk, Format, Layer, create_overlay};
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{ImageBackend, UringBackend, open};
+use super::{Access, ImageBackend, UringBackend, open};
 
 const SIZE: u64 = 8 << 20;
 
@@ -209,7 +209,7 @@ fn a_qcow2_overlay_is_served_and_its_flush_reaches_the_file() {
         let top = Layer { file: overlay.try_clone().unwrap(), format: Format::Qcow2 };
         vec![top, bench.layer(Format::Raw)]
     };
-    let mut opened = open(layers(), true).unwrap();
+    let mut opened = open(layers(), Access::Kept).unwrap();
     let backend = &mut *opened.backend;
     assert_eq!(backend.discard_granularity(), Some(65536));
     bench.memory.write_slice(&[9; 512], GuestAddress(0)).unwrap();
@@ -229,7 +229,7 @@ fn a_qcow2_overlay_is_served_and_its_flush_reaches_the_file() {
 fn a_raw_file_that_ends_within_a_sector_is_served() {
     let bench = Bench::new();
     bench.file.set_len(1000).unwrap();
-    let mut opened = open(vec![bench.layer(Format::Raw)], true).unwrap();
+    let mut opened = open(vec![bench.layer(Format::Raw)], Access::Kept).unwrap();
     assert_eq!(opened.backend.capacity(), 1024);
     let read = Operation::Read { offset: 512, buffers: bench.buffers(&[(0, 512)]) };
     run(&mut *opened.backend, read).unwrap();
