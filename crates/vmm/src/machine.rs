@@ -45,7 +45,7 @@ use crate::{
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
     wiring::KvmWiring,
-    x86_64::{acpi, boot::Entry, layout, registers},
+    x86_64::{acpi, boot::Entry, layout, registers, reset_vector},
 };
 
 /// A machine, powered on or not.
@@ -183,6 +183,7 @@ impl Machine {
             .write_slice(&acpi, GuestAddress(layout::ACPI_TABLES.start))
             .map_err(MachineError::Tables)?;
         self.memory.write_slice(&smbios, GuestAddress(layout::SMBIOS.start)).map_err(MachineError::Tables)?;
+        reset_vector::write(&self.memory).map_err(MachineError::Tables)?;
         registers::write_tables(entry, &self.memory).map_err(MachineError::Tables)
     }
 

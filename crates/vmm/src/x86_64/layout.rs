@@ -10,7 +10,8 @@
 //! | `0x0002_0000` | `0x0003_0000` | [`CMDLINE`] |
 //! | `0x0009_fc00` | `0x0010_0000` | reserved, as on every PC; in it: |
 //! | `0x000e_0000` | `0x000f_0000` | [`ACPI_TABLES`], RSDP first, where a scan finds it too |
-//! | `0x000f_0000` | `0x0010_0000` | [`SMBIOS`], entry point first, where a scan finds it |
+//! | `0x000f_0000` | `0x000f_fff0` | [`SMBIOS`], entry point first, where a scan finds it |
+//! | `0x000f_fff0` | `0x0010_0000` | [`RESET_VECTOR`] |
 //! | `0x0010_0000` | | [`KERNEL`] |
 //! | | `0xc000_0000` | end of the RAM below the hole |
 //! | `0xc000_0000` | `0xe000_0000` | [`PCI_WINDOW_32`] |
@@ -52,7 +53,9 @@ pub const LEGACY_HOLE: Range<u64> = 0x9_fc00..0x10_0000;
 /// RSDP, then the tables.
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
 /// 64-bit entry point, then the structure table.
-pub const SMBIOS: Range<u64> = 0xf_0000..0x10_0000;
+pub const SMBIOS: Range<u64> = 0xf_0000..0xf_fff0;
+/// F000:FFF0 in real mode, where a PC begins.
+pub const RESET_VECTOR: Range<u64> = 0xf_fff0..0x10_0000;
 /// Where a kernel is loaded.
 pub const KERNEL: u64 = 0x10_0000;
 
@@ -231,6 +234,7 @@ mod tests {
             CMDLINE,
             ACPI_TABLES,
             SMBIOS,
+            RESET_VECTOR,
             KERNEL..KERNEL + 1,
             PCI_WINDOW_32,
             ECAM,

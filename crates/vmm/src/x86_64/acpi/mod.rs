@@ -23,7 +23,7 @@ use std::ops::Range;
 use acpi_tables::{Aml, rsdp::Rsdp};
 use thiserror::Error;
 
-pub use self::registers::{Event, Registers, Request};
+pub use self::registers::{Event, RESET_VALUE, Registers, Request};
 use super::layout;
 
 /// Where the root pointer is: what `boot_params.acpi_rsdp_addr` and `hvm_start_info.rsdp_paddr` say.

@@ -97,7 +97,7 @@ impl<T: Trigger> Registers<T> {
 }
 
 /// What the FADT has guests write to the reset port: reset the processors, and everything else.
-pub(super) const RESET_VALUE: u8 = RESET_CPU | RESET_SYSTEM;
+pub const RESET_VALUE: u8 = RESET_CPU | RESET_SYSTEM;
 /// What the DSDT has guests write as sleep type for soft off.
 pub(super) const SLEEP_TYPE_S5: u8 = 5;
 
