@@ -25,7 +25,7 @@ use crate::{
 pub(crate) fn patience() -> Duration {
     let wanted = std::env::var("EC2VMM_TEST_PATIENCE").ok();
     Duration::from_secs(
-        wanted.map_or(300, |seconds| seconds.parse().expect("EC2VMM_TEST_PATIENCE in seconds")),
+        wanted.map_or(900, |seconds| seconds.parse().expect("EC2VMM_TEST_PATIENCE in seconds")),
     )
 }
 
