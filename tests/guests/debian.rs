@@ -79,20 +79,24 @@ fn plan(image: &Path, folder: &Path) -> Plan {
 /// From power-on to a quiet root shell.
 fn log_in(machine: &mut Machine) {
     machine.wait_for("deb login: ");
-    machine.type_line("debian");
+    machine.type_line("tester");
     machine.wait_for("Password: ");
     machine.type_line("of the test");
-    machine.wait_for("debian@deb:~$ ");
+    machine.wait_for("tester@deb:~$ ");
     machine.type_line("sudo -i");
     machine.quiet_shell();
 }
 
+/// The account is made before there is a login prompt, which `chpasswd` is not.
 const USER_DATA: &str = "\
 #cloud-config
-chpasswd:
-  expire: false
-  users:
-    - {name: debian, password: of the test, type: text}
+users:
+  - default
+  - name: tester
+    plain_text_passwd: of the test
+    lock_passwd: false
+    shell: /bin/bash
+    sudo: ALL=(ALL) NOPASSWD:ALL
 runcmd:
   - echo by user data >/run/user-data-ran
 ";
