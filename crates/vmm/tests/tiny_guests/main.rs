@@ -194,6 +194,14 @@ fn the_second_processor_starts() {
 }
 
 #[test]
+fn the_most_processors_that_a_machine_can_have() {
+    let mut config = machine::config();
+    config.cpus = config::CPUS_MAX;
+    let (status, output) = Machine::start_with(&config, &elf(guests::hello())).end();
+    assert_eq!((status.code(), output.as_slice()), (Some(0), b"hello\n".as_slice()));
+}
+
+#[test]
 fn a_configuration_that_makes_no_sense_is_refused() {
     type Spoil = fn(&mut MachineConfig);
     let cases: [(&str, Spoil); 5] = [
