@@ -1,6 +1,6 @@
 //! Real guests, driven as people drive them: by the `ec2vmm` command. See docs/TESTING.md.
 //!
-//! Every test here boots Linux. They are ignored by a plain `cargo test`; `scripts/test` runs them,
+//! Every test here but those of `bad_images` boots Linux. They are ignored by a plain `cargo test`; `scripts/test` runs them,
 //! in the lab where the host has no KVM for Linux guests.
 #![allow(
     clippy::expect_used,
@@ -11,6 +11,7 @@
     reason = "what does not hold fails the test"
 )]
 
+mod bad_images;
 mod debian;
 mod hard_kills;
 mod machine;
