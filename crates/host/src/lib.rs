@@ -7,6 +7,7 @@
 pub mod capacity;
 pub mod disks;
 pub mod files;
+pub mod host;
 pub mod machine;
 pub mod seed;
 pub mod sockets;

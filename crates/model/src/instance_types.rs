@@ -3,7 +3,7 @@
 //! Invariant: every row of the catalogue is a valid [`InstanceType`]; a test reads them all, so that a
 //! row is never skipped in silence. Finding a type compares names and parses one row only.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What AWS says of one instance type.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,7 +39,7 @@ pub struct InstanceType {
 }
 
 /// What a type's processors run.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Arch {
     /// Intel and AMD, 64 bits.
     #[serde(rename = "x86_64")]

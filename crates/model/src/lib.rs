@@ -1,7 +1,21 @@
-//! What EC2's nouns are and may become: so far, the instance types.
+//! What EC2's nouns are and may become: instances and their lifecycle, instance types, images, volumes,
+//! key pairs, prices and the ledger of use.
 //!
 //! Pure data and decisions. This crate never does IO, never reads a clock, is never async.
 
+pub mod credits;
+pub mod ids;
+pub mod images;
 pub mod instance_types;
+pub mod instances;
+pub mod key_pairs;
+pub mod lifecycle;
+pub mod networks;
+pub mod reasons;
+pub mod tags;
+pub mod time;
+pub mod volumes;
 
-pub use instance_types::InstanceType;
+pub use instance_types::{Arch, InstanceType};
+pub use instances::Instance;
+pub use time::Time;

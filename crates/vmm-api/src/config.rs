@@ -35,6 +35,19 @@ pub struct MachineConfig {
     /// written to it; what can be read from it, the guest reads. Nothing blocks on it: output that
     /// finds no reader for long is dropped, oldest first.
     pub console: Option<Fd>,
+    /// A regular file, open for reading and writing, that keeps the end of what the guest prints, however
+    /// much that is: a ring of [`CONSOLE_LOG_BYTES`], see [`crate::console_log`]. Independent of `console`.
+    #[serde(default)]
+    pub console_log: Option<Fd>,
+    /// A listening Unix stream socket: whoever connects sees what the guest prints from then on, and what
+    /// they write, the guest reads. Independent of `console`.
+    #[serde(default)]
+    pub console_listener: Option<Fd>,
+    /// A regular file, open for writing, that holds the last event: [`crate::Event`] as one line, padded
+    /// with spaces to [`RECORD_BYTES`] and rewritten at each. So an owner who was away learns how a
+    /// machine ended.
+    #[serde(default)]
+    pub record: Option<Fd>,
     /// A listening Unix stream socket on which [`crate::control`] is served.
     pub control: Option<Fd>,
     /// A stream on which the machine writes [`crate::Event`]s, one JSON document a line.
@@ -52,6 +65,11 @@ pub const CPUS_MAX: u8 = 64;
 pub const DISKS_MAX: usize = 16;
 /// The most network interfaces a machine can have.
 pub const NETS_MAX: usize = 8;
+
+/// What is kept in the ring file of [`MachineConfig::console_log`], bytes.
+pub const CONSOLE_LOG_BYTES: u64 = 64 * 1024;
+/// Size of the file of [`MachineConfig::record`], bytes.
+pub const RECORD_BYTES: u64 = 4 * 1024;
 
 /// What the machine says of itself by SMBIOS (DSP0134): cloud-init chooses its data source by it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /machine` | | [`Machine`] |
 //! | `GET /metrics` | | [`Metrics`] |
+//! | `GET /events` | | [`crate::Event`]s, one a line (`application/x-ndjson`): the last [`EVENTS_KEPT`], then each as it happens, to the end of the machine |
 //! | `PUT /machine/power` | [`PowerRequest`] | 204, at once; the guest takes its time |
 //!
 //! Errors are [`Problem`] with a 4xx or 5xx status.
@@ -87,6 +88,9 @@ pub enum PowerAction {
     /// Cut the power at once.
     PowerOff,
 }
+
+/// How many events `GET /events` begins with, at most.
+pub const EVENTS_KEPT: usize = 32;
 
 /// Why a request failed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

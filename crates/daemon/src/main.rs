@@ -1,0 +1,3 @@
+//! `ec2vmmd`, the control daemon: wiring and process life.
+
+fn main() {}

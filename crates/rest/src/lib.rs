@@ -1,0 +1,1 @@
+//! The REST control socket. It translates; rules are the cloud's.
