@@ -26,7 +26,7 @@ impl Exit {
 }
 
 /// A failure as people read it.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Failure {
     /// What kind.
     pub kind: FailureKind,
