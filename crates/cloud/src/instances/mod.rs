@@ -1,0 +1,169 @@
+//! Operations on instances.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use ec2vmm_model::{
+    Instance,
+    ids::{InstanceId, ReservationId},
+    instances::{CreditMode, GuestShutdown, Protection},
+    lifecycle::State,
+    tags::Tags,
+    volumes::{Volume, VolumeKind},
+};
+
+use crate::{filters::Filter, page::Paging};
+
+/// What is to be launched.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// Id of the image.
+    pub image: String,
+    /// Name of the instance type.
+    pub instance_type: String,
+    /// At least so many, or none at all.
+    pub min_count: u32,
+    /// At most so many.
+    pub max_count: u32,
+    /// Name of a key pair.
+    pub key_name: Option<String>,
+    /// User data, not encoded: at most [`USER_DATA_BYTES_MAX`].
+    pub user_data: Option<Vec<u8>>,
+    /// A request that is repeated with the same token has the first one's result: up to 64 ASCII characters.
+    pub client_token: Option<String>,
+    /// Tags of the instances.
+    pub tags: Tags,
+    /// Tags of their volumes.
+    pub volume_tags: Tags,
+    /// What protects them, and what their own power-off means.
+    pub protection: Protection,
+    /// How CPU credits are counted. Nothing: the type's default.
+    pub credit_mode: Option<CreditMode>,
+    /// The root volume.
+    pub root: RootVolume,
+    /// The private address; one instance only.
+    pub private_address: Option<Ipv4Addr>,
+}
+
+/// What is said of a root volume.
+#[derive(Clone, Debug)]
+pub struct RootVolume {
+    /// Size, GiB. Nothing: the image's, at least [`ROOT_GIB_MIN`].
+    pub size_gib: Option<u32>,
+    /// Kind.
+    pub kind: VolumeKind,
+    /// It goes when the instance is terminated.
+    pub delete_on_termination: bool,
+}
+
+/// What came of a launch.
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// Its id.
+    pub id: ReservationId,
+    /// The instances, in the order of their launch index.
+    pub instances: Vec<Described>,
+}
+
+/// An instance as it is shown.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// The record.
+    pub instance: Arc<Instance>,
+    /// Its volumes, the root first. None once it is terminated.
+    pub volumes: Vec<Arc<Volume>>,
+    /// Who can log in with the key pair, by its image.
+    pub login_user: Option<String>,
+}
+
+/// Which instances.
+#[derive(Clone, Debug, Default)]
+pub struct DescribeInstances {
+    /// These, all of which must be there. None: all. Not together with `paging.max_results`.
+    pub ids: Vec<String>,
+    /// That meet these.
+    pub filters: Vec<Filter>,
+    /// Page by page.
+    pub paging: Paging,
+}
+
+/// What a request did to an instance.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StateChange {
+    /// Which.
+    pub id: InstanceId,
+    /// Its state before.
+    pub previous: State,
+    /// Its state now.
+    pub current: State,
+}
+
+/// What is to be changed; what is nothing stays.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// Another instance type: only while it is stopped.
+    pub instance_type: Option<String>,
+    /// Other user data, not encoded; empty for none: only while it is stopped.
+    pub user_data: Option<Vec<u8>>,
+    /// Whether `TerminateInstances` is refused.
+    pub disable_api_termination: Option<bool>,
+    /// Whether `StopInstances` is refused.
+    pub disable_api_stop: Option<bool>,
+    /// What a power-off from inside means.
+    pub on_guest_shutdown: Option<GuestShutdown>,
+    /// How CPU credits are counted: burstable types only.
+    pub credit_mode: Option<CreditMode>,
+}
+
+/// EC2's limit.
+pub const USER_DATA_BYTES_MAX: usize = 16 * 1024;
+
+/// Most instances that one request can ask for.
+pub const LAUNCH_COUNT_MAX: u32 = 1_000;
+
+/// A root volume is at least this large, GiB.
+pub const ROOT_GIB_MIN: u32 = 1;
+
+/// A root volume is at most this large, GiB: gp3's limit.
+pub const ROOT_GIB_MAX: u32 = 16_384;
+
+impl Default for RootVolume {
+    fn default() -> Self {
+        Self { size_gib: None, kind: VolumeKind::Gp3, delete_on_termination: true }
+    }
+}
+
+impl crate::Cloud {
+    /// `RunInstances`: all or nothing between the counts; answers with `pending`.
+    pub async fn launch(&self, launch: Launch) -> Result<Reservation, crate::Error> { todo!() }
+    /// `DescribeInstances`: those of one reservation may come on several pages.
+    pub async fn describe_instances(&self, what: &DescribeInstances) -> Result<crate::page::Page<Described>, crate::Error> { todo!() }
+    /// One instance.
+    pub async fn instance(&self, id: &str) -> Result<Described, crate::Error> { todo!() }
+    /// `StartInstances`.
+    pub async fn start_instances(&self, ids: &[String]) -> Result<Vec<StateChange>, crate::Error> { todo!() }
+    /// `StopInstances`; `force` does not ask the guest.
+    pub async fn stop_instances(&self, ids: &[String], force: bool) -> Result<Vec<StateChange>, crate::Error> { todo!() }
+    /// `RebootInstances`.
+    pub async fn reboot_instances(&self, ids: &[String]) -> Result<(), crate::Error> { todo!() }
+    /// `TerminateInstances`.
+    pub async fn terminate_instances(&self, ids: &[String]) -> Result<Vec<StateChange>, crate::Error> { todo!() }
+    /// `ModifyInstanceAttribute`, several at once.
+    pub async fn modify_instance(&self, id: &str, change: Change) -> Result<Described, crate::Error> { todo!() }
+    /// CPU credits of burstable instances; those of other types are an error where they are named.
+    pub async fn describe_credits(&self, ids: &[String]) -> Result<Vec<Credits>, crate::Error> { todo!() }
+    /// What the machine has used since its start.
+    pub async fn usage(&self, id: &str) -> Result<ec2vmm_host::host::Usage, crate::Error> { todo!() }
+}
+
+/// CPU credits of an instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credits {
+    /// Whose.
+    pub instance: InstanceId,
+    /// How they are counted.
+    pub mode: CreditMode,
+    /// Credits that it has, thousandths: minutes of a whole vCPU.
+    pub balance_milli: i64,
+    /// Credits that it has taken beyond what it had, thousandths, and will be charged for.
+    pub surplus_milli: i64,
+}
