@@ -16,6 +16,8 @@ pub struct CreateKeyPair {
     pub name: String,
     /// RSA or ED25519.
     pub kind: KeyKind,
+    /// Length of an RSA key: 2048 or 4096; nothing for 2048. With ED25519, an error.
+    pub bits: Option<u16>,
     /// How the private half is written.
     pub format: PrivateFormat,
     /// Tags.

@@ -49,9 +49,16 @@ pub struct LaunchRequest {
     /// How CPU credits are counted. Without it, as the family does on EC2. Burstable types only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credit_mode: Option<CreditMode>,
+    /// The private address: of one instance only. Without it, a free one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = Ipv4)]
+    pub private_ip_address: Option<String>,
     /// Tags of each instance.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+    /// Tags of each volume.
+    #[serde(default)]
+    pub volume_tags: BTreeMap<String, String>,
 }
 
 /// The root volume of an instance to launch.
@@ -60,7 +67,7 @@ pub struct LaunchRequest {
 pub struct RootVolume {
     /// Size, GiB, not less than the image's. Without it, the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 65536)]
+    #[schema(minimum = 1, maximum = 16384)]
     pub size_gib: Option<u32>,
     /// Kind: what is charged for a GiB.
     #[serde(default)]
@@ -115,6 +122,10 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub transition_reason: Option<String>,
+    /// When a reboot was asked for that is not done yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    pub reboot_requested_time: Option<Time>,
     /// The region it is in.
     pub region: String,
     /// The image it was launched from.
@@ -138,6 +149,10 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub key_name: Option<String>,
+    /// Who can log in with the key pair, by its image, while that is registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub login_user: Option<String>,
     /// Its private address.
     #[schema(format = Ipv4)]
     pub private_ip_address: String,
@@ -235,22 +250,31 @@ pub enum CreditMode {
     Unlimited,
 }
 
-/// One thing to change of an instance, as on EC2, such as `{"instance_type": "t3.small"}`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
-#[serde(deny_unknown_fields, rename_all = "snake_case")]
-pub enum InstanceChange {
+/// What to change of an instance, all or nothing; what is not named stays.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+#[schema(min_properties = 1)]
+#[serde(default, deny_unknown_fields)]
+pub struct InstanceChange {
     /// Another instance type. While it is stopped.
-    InstanceType(String),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
+    pub instance_type: Option<String>,
     /// Other user data, base64, at most 16 KiB before the encoding; empty for none. While it is stopped.
-    UserData(String),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 21848)]
+    pub user_data: Option<String>,
     /// Refuse to terminate it by request.
-    DisableApiTermination(bool),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disable_api_termination: Option<bool>,
     /// Refuse to stop it by request.
-    DisableApiStop(bool),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disable_api_stop: Option<bool>,
     /// What a power-off from inside means.
-    InstanceInitiatedShutdownBehavior(ShutdownBehavior),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_initiated_shutdown_behavior: Option<ShutdownBehavior>,
     /// How CPU credits are counted. Burstable types only.
-    CreditMode(CreditMode),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit_mode: Option<CreditMode>,
 }
 
 /// How to stop an instance.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ec2vmm_model::Time;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// A key pair to make.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
@@ -16,6 +16,10 @@ pub struct CreateKeyPairRequest {
     /// RSA or ED25519.
     #[serde(default)]
     pub kind: KeyKind,
+    /// Length of an RSA key: 2048 or 4096. Without it, 2048. Not for ED25519.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 2048, maximum = 4096, nullable = false)]
+    pub bits: Option<u16>,
     /// How the private half is written.
     #[serde(default)]
     pub format: PrivateKeyFormat,
@@ -44,7 +48,7 @@ pub struct ImportKeyPairRequest {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyKind {
-    /// 2048 bits where it is made here.
+    /// 2048 or 4096 bits where it is made here.
     #[default]
     Rsa,
     /// Edwards curve.
@@ -73,15 +77,30 @@ pub struct CreatedKeyPair {
     pub format: PrivateKeyFormat,
 }
 
-/// One page of key pairs.
+/// Key pairs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct KeyPairList {
-    /// The key pairs, by name.
+    /// The key pairs.
     pub key_pairs: Vec<KeyPair>,
-    /// Where to go on; absent on the last page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub next_token: Option<String>,
+}
+
+/// Which key pairs. As on EC2 they come all at once.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams, PartialEq, Serialize)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeyPairQuery {
+    /// Only these ids. May be repeated. One that is not there is an error.
+    #[param(style = Form, explode, max_items = 1000, nullable = false)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub id: Vec<String>,
+    /// Only these names. May be repeated. One that is not there is an error.
+    #[param(style = Form, explode, max_items = 1000, nullable = false)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub name: Vec<String>,
+    /// As in [`ListQuery::filter`](crate::ListQuery::filter).
+    #[param(style = Form, explode, max_items = 50, nullable = false, example = json!(["key-type=rsa"]))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<String>,
 }
 
 /// A key pair, its public half.
