@@ -38,9 +38,13 @@ pub struct Instance {
     /// Number of the present attempt at the present state: two starts of one instance differ in it.
     /// Counted up by every request that changes the state.
     pub generation: u64,
+    /// It has never been running: a launch that fails now ends it. True at launch; the record clears it.
+    /// A record that does not say is of an instance that may have data to lose.
+    #[serde(default)]
+    pub first_launch: bool,
     /// Since when it is in this state.
     pub state_since: Time,
-    /// A stop that must not ask the guest. Set by a forced stop, cleared by the next start.
+    /// Its end must not ask the guest. Set by a forced stop or termination, cleared by the next start.
     pub forced: bool,
     /// A reboot that was asked for and not done yet: when it was asked for.
     pub reboot_requested: Option<Time>,

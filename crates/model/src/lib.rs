@@ -11,9 +11,11 @@ pub mod instances;
 pub mod key_pairs;
 pub mod lifecycle;
 pub mod networks;
+pub mod plan;
 pub mod reasons;
 pub mod tags;
 pub mod time;
+pub mod transitions;
 pub mod volumes;
 
 pub use instance_types::{Arch, InstanceType};

@@ -25,6 +25,11 @@ impl Time {
         u64::try_from(self.unix_ms().saturating_sub(earlier.unix_ms())).unwrap_or(0)
     }
 
+    /// As EC2 writes it in words: `2026-11-22 10:33:13 GMT`.
+    pub fn gmt(self) -> impl fmt::Display {
+        self.0.strftime("%Y-%m-%d %H:%M:%S GMT")
+    }
+
     /// This much later.
     #[must_use]
     pub fn plus_ms(self, ms: u64) -> Self {
