@@ -10,6 +10,7 @@ pub mod files;
 pub mod host;
 pub mod machine;
 pub mod seed;
+pub mod simulated;
 pub mod sockets;
 pub mod tap;
 
