@@ -9,20 +9,25 @@ use crate::InstanceState;
 /// Something that happened. In a stream, `id:` is the sequence number, `event:` the kind, `data:` this.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct Event {
-    /// Counted up, never used twice: what [`LAST_EVENT_ID_HEADER`] resumes from.
+    /// Counted up, with gaps, never used twice: what [`LAST_EVENT_ID_HEADER`] resumes from.
     pub sequence: u64,
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub time: Time,
     /// What kind.
     pub kind: EventKind,
-    /// What it happened to.
-    #[schema(example = "i-0123456789abcdef0")]
-    pub resource_id: String,
-    /// The state that an instance is in since; only with `instance-state`.
+    /// The instance that it happened to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "i-0123456789abcdef0")]
+    pub instance_id: Option<String>,
+    /// The state before; only with `state-changed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub state: Option<InstanceState>,
+    pub previous_state: Option<InstanceState>,
+    /// The state since; only with `state-changed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub current_state: Option<InstanceState>,
     /// One line for people.
     pub message: String,
 }
@@ -31,22 +36,28 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
-    /// An instance is in another state.
-    InstanceState,
-    /// An instance was changed: its type, its protection, its tags.
-    InstanceChanged,
-    /// A step on the way was done, such as a volume made, or its machine was seen to reboot.
-    InstanceStep,
-    /// A step failed, and is tried again or given up.
-    InstanceFault,
-    /// An image was registered, changed or deregistered.
-    Image,
-    /// A key pair was made, imported, changed or deleted.
-    KeyPair,
-    /// A volume was made, attached, changed or deleted.
-    Volume,
-    /// The daemon started, or found and removed something that belonged to nobody.
-    Daemon,
+    /// An instance was launched.
+    Launched,
+    /// Its state changed.
+    StateChanged,
+    /// A reboot was asked for.
+    RebootRequested,
+    /// It rebooted, by itself or on request.
+    Rebooted,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// An attribute or tags were changed.
+    Modified,
+    /// Its processor time is limited, or no longer.
+    Throttled,
+    /// A step failed, and will be tried again.
+    StepFailed,
+    /// A later daemon found the machine running.
+    Adopted,
+    /// The machine ended, or was found gone.
+    MachineEnded,
+    /// Something on the host that belonged to nobody was removed.
+    Swept,
 }
 
 /// Which events to list.
@@ -54,14 +65,14 @@ pub enum EventKind {
 #[into_params(parameter_in = Query)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventQuery {
-    /// Only what came after this sequence number. Without it, the last ones.
+    /// Only what came after this sequence number. Without it, from the first that is remembered.
     #[param(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
-    /// Only what happened to this resource.
-    #[param(min_length = 1, max_length = 64, nullable = false)]
+    /// Only what happened to this instance.
+    #[param(pattern = "^i-([0-9a-f]{8}|[0-9a-f]{17})$", nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_id: Option<String>,
+    pub instance_id: Option<String>,
     /// At most so many, 1 to 1,000. Without it, 1,000.
     #[param(minimum = 1, maximum = 1000, nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,10 +89,10 @@ pub struct EventStreamQuery {
     #[param(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
-    /// Only what happens to this resource.
-    #[param(min_length = 1, max_length = 64, nullable = false)]
+    /// Only what happens to this instance.
+    #[param(pattern = "^i-([0-9a-f]{8}|[0-9a-f]{17})$", nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_id: Option<String>,
+    pub instance_id: Option<String>,
 }
 
 /// Events, oldest first.
@@ -89,10 +100,6 @@ pub struct EventStreamQuery {
 pub struct EventList {
     /// The events.
     pub events: Vec<Event>,
-    /// The newest sequence number that was looked at: where the next request goes on with `after`.
-    pub last_sequence: u64,
-    /// Events after `after` are no longer remembered.
-    pub gap: bool,
 }
 
 /// The header with which a stream goes on after the event of that sequence number.

@@ -32,6 +32,10 @@ pub struct RegisterImageRequest {
     /// Who can log in with the key pair.
     #[schema(min_length = 1, max_length = 32, pattern = "^[a-z_][a-z0-9_-]*$", example = "debian")]
     pub login_user: String,
+    /// The id that it shall have, where other code names it. Without it, a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^ami-([0-9a-f]{8}|[0-9a-f]{17})$")]
+    pub image_id: Option<String>,
     /// Its tags, by key.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

@@ -1,7 +1,33 @@
 //! Instance types.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
+
+/// Which instance types, and which page of them.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams, PartialEq, Serialize)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub struct InstanceTypeQuery {
+    /// Only these names. May be repeated. One that does not exist is an error. Not together with
+    /// `max_results` or `next_token`.
+    #[param(style = Form, explode, max_items = 1000, nullable = false)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub name: Vec<String>,
+    /// As in [`ListQuery::filter`](crate::ListQuery::filter).
+    #[param(style = Form, explode, max_items = 50, nullable = false, example = json!(["burstable-performance-supported=true"]))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<String>,
+    /// Only what can be launched here: x86-64, and no larger than the host.
+    pub runnable: bool,
+    /// At most so many, 5 to 1,000. Without it, 1,000.
+    #[param(minimum = 5, maximum = 1000, nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_results: Option<u32>,
+    /// Where the page before ended: its `next_token`.
+    #[param(max_length = 512, nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_token: Option<String>,
+}
 
 /// One page of instance types.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
@@ -21,7 +47,7 @@ pub struct InstanceType {
     pub name: String,
     /// What its processors run.
     pub architecture: Architecture,
-    /// It can be launched here: the architecture is this host's.
+    /// It can be launched here when nothing else runs: x86-64, and no larger than the host.
     pub runnable: bool,
     /// Virtual processors.
     pub vcpus: u32,

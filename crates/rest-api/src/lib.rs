@@ -24,11 +24,11 @@
 //! | `GET /v1/images` | [`ListQuery`] | | [`ImageList`] |
 //! | `GET /v1/images/{image}` | | | [`Image`] |
 //! | `DELETE /v1/images/{image}` | | | 204 |
-//! | `GET /v1/instance-types` | [`ListQuery`] | | [`InstanceTypeList`] |
+//! | `GET /v1/instance-types` | [`InstanceTypeQuery`] | | [`InstanceTypeList`] |
 //! | `GET /v1/instance-types/{name}` | | | [`InstanceType`] |
 //! | `POST /v1/key-pairs` | | [`CreateKeyPairRequest`] | 201 [`CreatedKeyPair`], the one time that the private key is seen |
 //! | `POST /v1/key-pairs/import` | | [`ImportKeyPairRequest`] | 201 [`KeyPair`] |
-//! | `GET /v1/key-pairs` | [`ListQuery`] | | [`KeyPairList`] |
+//! | `GET /v1/key-pairs` | [`KeyPairQuery`] | | [`KeyPairList`] |
 //! | `GET /v1/key-pairs/{key_pair}` | | | [`KeyPair`] |
 //! | `DELETE /v1/key-pairs/{key_pair}` | | | 204 |
 //! | `GET /v1/volumes` | [`ListQuery`] | | [`VolumeList`] |
@@ -76,20 +76,20 @@ pub use events::{
     EVENTS_PAGE_MAX, Event, EventKind, EventList, EventQuery, EventStreamQuery, LAST_EVENT_ID_HEADER,
 };
 pub use images::{DiskFormat, Image, ImageList, RegisterImageRequest};
-pub use instance_types::{Architecture, InstanceType, InstanceTypeList};
+pub use instance_types::{Architecture, InstanceType, InstanceTypeList, InstanceTypeQuery};
 pub use instances::{
     BlockDevice, CreditMode, IDEMPOTENCY_HEADER, Instance, InstanceChange, InstanceList, InstanceState,
     LaunchRequest, Launched, RootVolume, ShutdownBehavior, StateChange, StateReason, StopQuery, UserData,
 };
 pub use key_pairs::{
-    CreateKeyPairRequest, CreatedKeyPair, ImportKeyPairRequest, KeyKind, KeyPair, KeyPairList,
+    CreateKeyPairRequest, CreatedKeyPair, ImportKeyPairRequest, KeyKind, KeyPair, KeyPairList, KeyPairQuery,
     PrivateKeyFormat,
 };
 pub use listing::{ListQuery, PAGE_MAX};
 pub use problem::{PROBLEM_MEDIA_TYPE, Problem};
 pub use status::{Capacity, Health, Status};
 pub use tags::{TagChange, TagSet};
-pub use timeline::{StartRecord, Timeline, TimelineStep};
+pub use timeline::{Timeline, TimelineStep};
 pub use usage::{Usage, UsageList};
 pub use volumes::{Volume, VolumeAttachment, VolumeKind, VolumeList};
 

@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 #[into_params(parameter_in = Query)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListQuery {
-    /// Only these ids (or names, where the resource has a name that is unique). May be repeated. One that
+    /// Only these ids. May be repeated. One that
     /// is not there is an error. Not together with `max_results` or `next_token`.
     #[param(style = Form, explode, max_items = 1000, nullable = false)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -19,8 +19,8 @@ pub struct ListQuery {
     #[param(style = Form, explode, max_items = 50, nullable = false, example = json!(["instance-state-name=running"]))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<String>,
-    /// At most so many, 1 to 1,000. Without it, 1,000.
-    #[param(minimum = 1, maximum = 1000, nullable = false)]
+    /// At most so many, 5 to 1,000. Without it, 1,000.
+    #[param(minimum = 5, maximum = 1000, nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_results: Option<u32>,
     /// Where the page before ended: its `next_token`.
