@@ -8,6 +8,7 @@ pub mod capacity;
 pub mod disks;
 pub mod files;
 pub mod host;
+pub mod linux;
 pub mod machine;
 pub mod seed;
 pub mod simulated;

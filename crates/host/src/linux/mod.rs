@@ -1,0 +1,3 @@
+//! Real machines on this Linux host.
+
+pub mod network;
