@@ -101,8 +101,7 @@ ids! {
 fn is_id(given: &str, prefix: &str) -> bool {
     let digits = given.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
     digits.is_some_and(|digits| {
-        matches!(digits.len(), 8 | 17)
-            && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        matches!(digits.len(), 8 | 17) && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
@@ -115,7 +114,9 @@ mod tests {
 
     #[test]
     fn what_is_no_id() {
-        for given in ["", "i", "i-", "i-123", "ami-12345678", "i-1234567G", "i-0123456789abcdef01", "I-12345678"] {
+        for given in
+            ["", "i", "i-", "i-123", "ami-12345678", "i-1234567G", "i-0123456789abcdef01", "I-12345678"]
+        {
             assert!(given.parse::<InstanceId>().is_err(), "{given}");
         }
         assert!("i-1234abcd".parse::<InstanceId>().is_ok());

@@ -3,16 +3,21 @@
 //!
 //! Pure data and decisions. This crate never does IO, never reads a clock, is never async.
 
+pub mod cost;
 pub mod credits;
 pub mod ids;
 pub mod images;
 pub mod instance_types;
 pub mod instances;
 pub mod key_pairs;
+pub mod ledger;
 pub mod lifecycle;
 pub mod networks;
 pub mod plan;
+pub mod prices;
 pub mod reasons;
+#[cfg(test)]
+mod samples;
 pub mod tags;
 pub mod time;
 pub mod transitions;
