@@ -6,6 +6,8 @@ use ec2vmm_model::Time;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::InstanceState;
+
 /// What to count.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams, PartialEq, Serialize)]
 #[into_params(parameter_in = Query)]
@@ -38,16 +40,15 @@ pub struct CostReport {
     /// Whose prices.
     #[schema(example = "us-east-1")]
     pub price_region: String,
-    /// By instance id, terminated ones too.
+    /// By instance id, those long terminated too.
     pub instances: Vec<InstanceCost>,
-    /// By volume id, deleted ones too.
-    pub volumes: Vec<VolumeCost>,
-    /// Of all instances, USD.
-    pub compute_usd: f64,
-    /// Of all volumes, USD.
-    pub storage_usd: f64,
-    /// Everything, USD.
-    pub total_usd: f64,
+    /// What is counted to no instance, such as volumes that outlived theirs. Absent where one instance
+    /// was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub others: Option<Cost>,
+    /// The sum.
+    pub total: Cost,
 }
 
 /// What an instance would have cost.
@@ -55,42 +56,40 @@ pub struct CostReport {
 pub struct InstanceCost {
     /// The instance.
     pub instance_id: String,
-    /// Its instance type, the last one.
-    pub instance_type: String,
-    /// Its tags, while it is shown.
+    /// Its instance type, while the instance is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub instance_type: Option<String>,
+    /// Its state, while the instance is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub state: Option<InstanceState>,
+    /// Its tags, while the instance is shown.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// How often it was started.
-    pub starts: u64,
-    /// Time that it ran, seconds.
-    pub running_seconds: f64,
-    /// Time that is charged, seconds: at least 60 for each start.
-    pub billed_seconds: f64,
-    /// For that time, USD; absent if AWS publishes no price of the type.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub compute_usd: Option<f64>,
-    /// For CPU credits taken beyond those earned, USD.
-    pub cpu_credits_usd: f64,
-    /// For the volumes that were attached to it, USD.
-    pub storage_usd: f64,
-    /// Together, USD.
-    pub total_usd: f64,
+    /// What it would have cost.
+    pub cost: Cost,
 }
 
-/// What a volume would have cost.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
-pub struct VolumeCost {
-    /// The volume.
-    pub volume_id: String,
-    /// The instance whose cost it is part of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub instance_id: Option<String>,
-    /// Size, GiB.
-    pub size_gib: u32,
-    /// Time that it was there, seconds.
-    pub seconds: f64,
-    /// For that, USD.
-    pub usd: f64,
+/// What something would have cost, and for what.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Cost {
+    /// For running, USD.
+    pub compute_usd: f64,
+    /// For CPU beyond what burstable instances earned, USD.
+    pub cpu_credits_usd: f64,
+    /// For volumes, USD.
+    pub storage_usd: f64,
+    /// For public addresses, USD.
+    pub addresses_usd: f64,
+    /// Together, USD.
+    pub total_usd: f64,
+    /// What an hour costs as things are, USD.
+    pub usd_per_hour: f64,
+    /// How long it ran, seconds, as it was. Charged are at least 60 for each start.
+    pub running_seconds: f64,
+    /// How often it was started.
+    pub starts: u64,
+    /// Intervals that are in no sum, because AWS publishes no price of the type.
+    pub unpriced: u64,
 }

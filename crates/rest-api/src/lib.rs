@@ -33,7 +33,9 @@
 //! | `DELETE /v1/key-pairs/{key_pair}` | | | 204 |
 //! | `GET /v1/volumes` | [`ListQuery`] | | [`VolumeList`] |
 //! | `GET /v1/volumes/{volume_id}` | | | [`Volume`] |
-//! | `PATCH /v1/tags/{resource_id}` | | [`TagChange`] | [`TagSet`] |
+//! | `DELETE /v1/volumes/{volume_id}` | | | 204 |
+//! | `POST /v1/tags/{resource_id}` | | [`AddTagsRequest`] | 204 |
+//! | `DELETE /v1/tags/{resource_id}` | [`RemoveTagsQuery`] | | 204 |
 //! | `GET /v1/cost` | [`CostQuery`] | | [`CostReport`] |
 //! | `GET /v1/events` | [`EventQuery`] | | [`EventList`] |
 //! | `GET /v1/events/stream` | [`EventStreamQuery`] | | server-sent events, each an [`Event`] |
@@ -71,7 +73,7 @@ mod volumes;
 
 pub use backup::BACKUP_MEDIA_TYPE;
 pub use console::{CONSOLE_PROTOCOL, ConsoleOutput};
-pub use cost::{CostQuery, CostReport, InstanceCost, VolumeCost};
+pub use cost::{Cost, CostQuery, CostReport, InstanceCost};
 pub use events::{
     EVENTS_PAGE_MAX, Event, EventKind, EventList, EventQuery, EventStreamQuery, LAST_EVENT_ID_HEADER,
 };
@@ -88,7 +90,7 @@ pub use key_pairs::{
 pub use listing::{ListQuery, PAGE_MAX};
 pub use problem::{PROBLEM_MEDIA_TYPE, Problem};
 pub use status::{Capacity, Health, Status};
-pub use tags::{TagChange, TagSet};
+pub use tags::{AddTagsRequest, RemoveTagsQuery};
 pub use timeline::{Timeline, TimelineStep};
 pub use usage::{Usage, UsageList};
 pub use volumes::{Volume, VolumeAttachment, VolumeKind, VolumeList};

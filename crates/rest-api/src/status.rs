@@ -31,19 +31,17 @@ pub struct Status {
     pub capacity: Capacity,
 }
 
-/// What there is to give, and what of it is given to instances that are pending, running or stopping.
+/// What there is to give, and what of it is given.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct Capacity {
-    /// Processors of the host.
-    pub cpus: u32,
-    /// Virtual processors that may be given: processors times the overcommit ratio.
-    pub vcpus: u32,
+    /// Virtual processors that may be given: the host's, times the overcommit ratio.
+    pub vcpus: u64,
     /// Virtual processors that are given.
-    pub vcpus_used: u32,
+    pub vcpus_given: u64,
     /// Memory that may be given, MiB.
     pub memory_mib: u64,
     /// Memory that is given, MiB.
-    pub memory_used_mib: u64,
+    pub memory_given_mib: u64,
 }
 
 /// Whether it works.

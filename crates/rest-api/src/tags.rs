@@ -3,25 +3,23 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
-/// What to change of a resource's tags, all at once.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct TagChange {
-    /// Tags to add, or to give another value. Keys: 1 to 127 characters, not beginning with `aws:`; values:
-    /// up to 255 characters; at most 50 tags on a resource.
-    pub set: BTreeMap<String, String>,
-    /// Keys of tags to remove; those that are not there are no error. Applied before `set`.
-    #[schema(max_items = 50)]
-    pub remove: Vec<String>,
+/// Tags to add, or to give another value.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddTagsRequest {
+    /// Keys: 1 to 128 characters, not beginning with `aws:`; values: up to 256 characters. A resource has at
+    /// most 50 tags.
+    pub tags: BTreeMap<String, String>,
 }
 
-/// A resource's tags.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
-pub struct TagSet {
-    /// The resource.
-    pub resource_id: String,
-    /// Its tags, by key.
-    pub tags: BTreeMap<String, String>,
+/// Which tags to remove.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams, PartialEq, Serialize)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveTagsQuery {
+    /// Keys. May be repeated. Those that are not there are no error.
+    #[param(style = Form, explode, min_items = 1, max_items = 50)]
+    pub key: Vec<String>,
 }
