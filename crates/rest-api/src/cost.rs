@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ec2vmm_model::Time;
+use ec2vmm_model::{Time, prices::Usd};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -74,18 +74,24 @@ pub struct InstanceCost {
 /// What something would have cost, and for what.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct Cost {
-    /// For running, USD.
-    pub compute_usd: f64,
-    /// For CPU beyond what burstable instances earned, USD.
-    pub cpu_credits_usd: f64,
-    /// For volumes, USD.
-    pub storage_usd: f64,
-    /// For public addresses, USD.
-    pub addresses_usd: f64,
-    /// Together, USD.
-    pub total_usd: f64,
-    /// What an hour costs as things are, USD.
-    pub usd_per_hour: f64,
+    /// For running, USD to the billionth.
+    #[schema(value_type = String, pattern = r"^[0-9]+\.[0-9]{9}$", example = "0.010400000")]
+    pub compute_usd: Usd,
+    /// For CPU beyond what burstable instances earned, USD to the billionth.
+    #[schema(value_type = String, pattern = r"^[0-9]+\.[0-9]{9}$", example = "0.010400000")]
+    pub cpu_credits_usd: Usd,
+    /// For volumes, USD to the billionth.
+    #[schema(value_type = String, pattern = r"^[0-9]+\.[0-9]{9}$", example = "0.010400000")]
+    pub storage_usd: Usd,
+    /// For public addresses, USD to the billionth.
+    #[schema(value_type = String, pattern = r"^[0-9]+\.[0-9]{9}$", example = "0.010400000")]
+    pub addresses_usd: Usd,
+    /// Together, USD to the billionth.
+    #[schema(value_type = String, pattern = r"^[0-9]+\.[0-9]{9}$", example = "0.010400000")]
+    pub total_usd: Usd,
+    /// What an hour costs as things are, USD to the billionth.
+    #[schema(value_type = String, pattern = r"^[0-9]+\.[0-9]{9}$", example = "0.010400000")]
+    pub usd_per_hour: Usd,
     /// How long it ran, seconds, as it was. Charged are at least 60 for each start.
     pub running_seconds: f64,
     /// How often it was started.

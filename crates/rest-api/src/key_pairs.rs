@@ -18,10 +18,6 @@ pub struct CreateKeyPairRequest {
     pub kind: KeyKind,
     /// Length of an RSA key: 2048 or 4096. Without it, 2048. Not for ED25519.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 2048, maximum = 4096, nullable = false)]
-    pub bits: Option<u16>,
-    /// Length of an RSA key: 2048 or 4096. Without it, 2048.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 2048, maximum = 4096, multiple_of = 2048)]
     pub bits: Option<u16>,
     /// How the private half is written.
