@@ -262,3 +262,6 @@ pub fn hear(now: State, news: &News, circumstances: Circumstances) -> State {
         ) => Terminated,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -272,3 +272,6 @@ pub const TERMINATED_SHOWN_MS: u64 = 60 * 60 * 1000;
 const BACKOFF_MS: u64 = 500;
 const BACKOFF_MS_MAX: u64 = 60_000;
 const BACKOFF_DOUBLINGS_MAX: u32 = 7;
+
+#[cfg(test)]
+mod tests;

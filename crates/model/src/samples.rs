@@ -2,10 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use proptest::prelude::{Strategy, any};
+
 use crate::{
     ids::{ImageId, InstanceId, InterfaceId, ReservationId, SubnetId, VolumeId, VpcId},
-    instances::{Instance, Interface, Protection},
-    lifecycle::State,
+    instances::{GuestShutdown, Instance, Interface, Protection},
+    lifecycle::{AfterLoss, State},
     reasons::StateReason,
     tags::Tags,
     time::Time,
@@ -65,4 +67,12 @@ pub(crate) fn volume() -> Volume {
         }),
         tags: Tags::default(),
     }
+}
+
+pub(crate) fn shutdowns() -> impl Strategy<Value = GuestShutdown> {
+    any::<bool>().prop_map(|stop| if stop { GuestShutdown::Stop } else { GuestShutdown::Terminate })
+}
+
+pub(crate) fn losses() -> impl Strategy<Value = AfterLoss> {
+    any::<bool>().prop_map(|stop| if stop { AfterLoss::Stop } else { AfterLoss::StartAgain })
 }
