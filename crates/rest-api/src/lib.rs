@@ -27,7 +27,7 @@
 //! | `GET /v1/instance-types` | [`InstanceTypeQuery`] | | [`InstanceTypeList`] |
 //! | `GET /v1/instance-types/{name}` | | | [`InstanceType`] |
 //! | `POST /v1/key-pairs` | | [`CreateKeyPairRequest`] | 201 [`CreatedKeyPair`], the one time that the private key is seen |
-//! | `POST /v1/key-pairs/import` | | [`ImportKeyPairRequest`] | 201 [`KeyPair`] |
+//! | `POST /v1/key-pair-imports` | | [`ImportKeyPairRequest`] | 201 [`KeyPair`] |
 //! | `GET /v1/key-pairs` | [`KeyPairQuery`] | | [`KeyPairList`] |
 //! | `GET /v1/key-pairs/{key_pair}` | | | [`KeyPair`] |
 //! | `DELETE /v1/key-pairs/{key_pair}` | | | 204 |
