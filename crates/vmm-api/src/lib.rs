@@ -1,10 +1,11 @@
 //! The contract of a machine process, `ec2vmm-vmm`: what it is given at birth ([`MachineConfig`]),
-//! what it reports while it lives ([`Event`]), what its control socket answers ([`control`]), and
-//! what its exit status means ([`Exit`]).
+//! what it reports while it lives ([`Event`]), what its control socket answers ([`control`]), what it leaves
+//! of its console ([`console_log`]), and what its exit status means ([`Exit`]).
 //!
 //! Plain serde types. This crate never acts: no descriptor is opened, no file read here.
 
 pub mod config;
+pub mod console_log;
 pub mod control;
 pub mod event;
 pub mod exit;

@@ -1,9 +1,8 @@
 //! Makes a [`Machine`] out of its configuration and the descriptors that the process was born with.
 
 use std::{
-    fs::File,
     os::{
-        fd::{FromRawFd, IntoRawFd},
+        fd::{FromRawFd, IntoRawFd, OwnedFd},
         unix::net::UnixListener,
     },
     sync::{Arc, Mutex},
@@ -38,7 +37,7 @@ use crate::{
     entropy::KernelEntropy,
     error::MachineError,
     event_loop::EventLoop,
-    inherited::Inherited,
+    inherited::{BootFiles, Descriptors, Inherited},
     machine::Machine,
     mailbox::Mailbox,
     memory, net,
@@ -50,42 +49,68 @@ use crate::{
 
 /// Runs a machine from its birth to its end.
 pub fn run(config: MachineConfig, born: Instant) -> Exit {
-    let mut inherited = Inherited::default();
-    let mut report = match config.events.map(|fd| inherited.take(fd, "events")).transpose() {
-        Ok(stream) => Report::new(born, stream.map(File::from)),
-        Err(error) => return Report::new(born, None).failed(MachineError::from(error).failure()),
+    let mut report = Report::new(born);
+    let descriptors = match take_descriptors(&config, &mut report) {
+        Ok(descriptors) => descriptors,
+        Err(error) => return fail(&mut report, &error),
     };
-    match build(config, &mut inherited, report.clone()) {
-        Ok(machine) => machine.live(),
-        Err(error) => report.failed(error.failure()),
+    match build(config, descriptors) {
+        Ok(machine) => machine(report).live(),
+        Err(error) => fail(&mut report, &error),
     }
 }
 
-/// What the machine is made of, from the ground up.
-fn build(config: MachineConfig, inherited: &mut Inherited, report: Report) -> Result<Machine, MachineError> {
+fn fail(report: &mut Report, error: &MachineError) -> Exit {
+    let (exit, _) = report.failed(error.failure());
+    report.finish();
+    exit
+}
+
+/// Takes what the process was born with: first of all the ways of reporting that something is amiss.
+fn take_descriptors(config: &MachineConfig, report: &mut Report) -> Result<Descriptors, MachineError> {
+    let mut inherited = Inherited::default();
+    if let Some(fd) = config.record {
+        report.record_in(inherited.take(fd, "the record")?);
+    }
+    if let Some(fd) = config.events {
+        let stream = inherited.take(fd, "events")?;
+        report.stream_to(stream).map_err(MachineError::system("preparing the stream of events"))?;
+    }
+    Ok(Descriptors::take(config, &mut inherited)?)
+}
+
+/// What the machine is made of, from the ground up. What it reports to comes last, because until then it
+/// is needed for reporting why there is no machine.
+fn build(
+    config: MachineConfig,
+    descriptors: Descriptors,
+) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
+    let Descriptors { kvm, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
-    let kvm = open_kvm(&config, inherited)?;
+    let kvm = open_kvm(&config, kvm)?;
     let memory = memory::map(config.memory_mib)?;
-    let disks = open_disks(&config.disks, inherited)?;
-    let boot = open_boot(&config.boot, disks.first(), inherited)?;
-    let slots = devices(&config, inherited, &memory, disks)?;
-    let terminal = config.console.map(|fd| inherited.take(fd, "the console")).transpose()?;
-    let console = Console::new(terminal).map_err(MachineError::system("making the console"))?;
-    let listener = config.control.map(|fd| inherited.take(fd, "the control socket")).transpose()?;
-    let control = listener.map(|fd| ControlServer::new(UnixListener::from(fd))).transpose();
-    let lifeline = config.lifeline.map(|fd| inherited.take(fd, "the lifeline")).transpose()?;
-    Ok(Machine {
+    let disks = open_disks(&config.disks, disks)?;
+    let boot = open_boot(&config.boot, disks.first(), boot)?;
+    let slots = devices(&config, vsock, taps, &memory, disks)?;
+    let console = Console::new(console).map_err(MachineError::system("making the console"))?;
+    let control = control
+        .map(|fd| ControlServer::new(UnixListener::from(fd)))
+        .transpose()
+        .map_err(MachineError::system("making the control socket"))?;
+    let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
+    let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    Ok(move |report| Machine {
         kvm,
         memory,
         boot,
         slots,
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
-        control: control.map_err(MachineError::system("making the control socket"))?,
+        control,
         lifeline,
-        event_loop: EventLoop::new().map_err(MachineError::system("making the event loop"))?,
-        mailbox: Mailbox::new().map_err(MachineError::system("making the mailbox"))?,
+        event_loop,
+        mailbox,
         counters: Arc::default(),
         state: State::Starting,
         reboots: 0,
@@ -111,8 +136,7 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     }
 }
 
-fn open_kvm(config: &MachineConfig, inherited: &mut Inherited) -> Result<Kvm, MachineError> {
-    let fd = inherited.take(config.kvm, "/dev/kvm")?;
+fn open_kvm(config: &MachineConfig, fd: OwnedFd) -> Result<Kvm, MachineError> {
     // SAFETY: the descriptor is open and nobody else's. One that is not KVM's fails at the first call.
     let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
     let version = kvm.get_api_version();
@@ -129,19 +153,14 @@ fn open_kvm(config: &MachineConfig, inherited: &mut Inherited) -> Result<Kvm, Ma
     Ok(kvm)
 }
 
-fn open_disks(configs: &[config::Disk], inherited: &mut Inherited) -> Result<Vec<OpenDisk>, MachineError> {
-    let open = |(index, disk): (usize, &config::Disk)| {
-        let layers = disk
-            .layers
-            .iter()
-            .map(|layer| {
-                let file = File::from(inherited.take(layer.fd, "a disk")?);
-                Ok(image::Layer { file, format: format_of(layer.format) })
-            })
-            .collect::<Result<Vec<_>, MachineError>>()?;
-        block::open(layers, access(disk)).map_err(|source| MachineError::Disk { index, source })
+fn open_disks(configs: &[config::Disk], files: Vec<Vec<OwnedFd>>) -> Result<Vec<OpenDisk>, MachineError> {
+    let open = |(index, (disk, files)): (usize, (&config::Disk, Vec<OwnedFd>))| {
+        let layers = disk.layers.iter().zip(files);
+        let layers =
+            layers.map(|(layer, file)| image::Layer { file: file.into(), format: format_of(layer.format) });
+        block::open(layers.collect(), access(disk)).map_err(|source| MachineError::Disk { index, source })
     };
-    configs.iter().enumerate().map(open).collect()
+    configs.iter().zip(files).enumerate().map(open).collect()
 }
 
 fn access(disk: &config::Disk) -> Access {
@@ -162,17 +181,18 @@ fn format_of(format: Format) -> image::Format {
 fn open_boot(
     boot: &Boot,
     first: Option<&OpenDisk>,
-    inherited: &mut Inherited,
+    files: Option<BootFiles>,
 ) -> Result<BootSource, MachineError> {
-    Ok(match boot {
-        Boot::Disk { append } => BootSource::Disk {
+    Ok(match (boot, files) {
+        (Boot::Files { cmdline, .. }, Some(BootFiles { kernel, initrd })) => BootSource::Files {
+            kernel: kernel.into(),
+            initrd: initrd.map(Into::into),
+            cmdline: cmdline.clone(),
+        },
+        (Boot::Files { .. }, None) => return Err(MachineError::Config("no kernel to boot".into())),
+        (Boot::Disk { append }, _) => BootSource::Disk {
             disk: first.ok_or_else(|| MachineError::Config("no disk to boot from".into()))?.disk.clone(),
             append: append.clone(),
-        },
-        Boot::Files { kernel, initrd, cmdline } => BootSource::Files {
-            kernel: inherited.take(*kernel, "the kernel")?.into(),
-            initrd: initrd.map(|fd| inherited.take(fd, "the initrd")).transpose()?.map(File::from),
-            cmdline: cmdline.clone(),
         },
     })
 }
@@ -180,7 +200,8 @@ fn open_boot(
 /// Every virtio device in its slot.
 fn devices(
     config: &MachineConfig,
-    inherited: &mut Inherited,
+    vsock: Option<OwnedFd>,
+    taps: Vec<OwnedFd>,
     memory: &Arc<Memory>,
     disks: Vec<OpenDisk>,
 ) -> Result<Vec<Slot>, MachineError> {
@@ -195,10 +216,9 @@ fn devices(
     let balloon =
         Balloon::new(Madvise::new(Arc::clone(memory))).map_err(MachineError::system("making the balloon"))?;
     add("balloon".into(), BALLOON, Box::new(balloon))?;
-    if let Some(vsock) = &config.vsock {
-        let listener = UnixListener::from(inherited.take(vsock.listener, "the vsock socket")?);
-        let device =
-            Vsock::new(vsock.cid, listener).map_err(MachineError::system("making the vsock device"))?;
+    if let Some((vsock, listener)) = config.vsock.as_ref().zip(vsock) {
+        let device = Vsock::new(vsock.cid, UnixListener::from(listener))
+            .map_err(MachineError::system("making the vsock device"))?;
         add("vsock".into(), VSOCK, Box::new(device))?;
     }
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
@@ -207,8 +227,7 @@ fn devices(
             Block::new(disk.backend, &options).map_err(|error| MachineError::Config(error.to_string()))?;
         add(format!("block{index}"), DISK_FIRST + index, Box::new(device))?;
     }
-    for (index, net) in (0..).zip(&config.nets) {
-        let tap = inherited.take(net.tap, "a tap")?;
+    for ((index, net), tap) in (0..).zip(&config.nets).zip(taps) {
         let device = net::device(tap, net.mac).map_err(MachineError::system("making a network device"))?;
         add(format!("net{index}"), NET_FIRST + index, device)?;
     }

@@ -22,8 +22,12 @@ pub enum Source {
     ConsoleOutput,
     /// The guest has room for input again.
     ConsoleInput,
+    /// Those who look at the console through its socket, or want to.
+    ConsoleClients,
     /// The control socket.
     Control,
+    /// The stream of events can be written again.
+    Events,
     /// The owner has let go.
     Lifeline,
     /// The driver has kicked a queue.
@@ -57,6 +61,8 @@ impl Source {
             Self::Lifeline => pack(5, 0, 0),
             Self::Queue { slot, queue } => pack(6, slot, usize::from(queue)),
             Self::Device { slot, source } => pack(7, slot, source),
+            Self::ConsoleClients => pack(8, 0, 0),
+            Self::Events => pack(9, 0, 0),
         }
     }
 
@@ -73,6 +79,8 @@ impl Source {
             5 => Self::Lifeline,
             6 => Self::Queue { slot, queue: u16::try_from(index).ok()? },
             7 => Self::Device { slot, source: index },
+            8 => Self::ConsoleClients,
+            9 => Self::Events,
             _ => return None,
         })
     }
@@ -107,6 +115,14 @@ impl EventLoop {
     /// The descriptor cannot be waited for.
     pub fn watch_edges(&self, fd: RawFd, source: Source) -> io::Result<()> {
         self.add(fd, source, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)
+    }
+
+    /// Waits until `fd` can be written again from now on, edge-triggered.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn watch_writable_edges(&self, fd: RawFd, source: Source) -> io::Result<()> {
+        self.add(fd, source, EventSet::OUT | EventSet::EDGE_TRIGGERED)
     }
 
     /// Waits for the other end of `fd` to be closed.
@@ -198,7 +214,9 @@ mod tests {
             Source::Console,
             Source::ConsoleOutput,
             Source::ConsoleInput,
+            Source::ConsoleClients,
             Source::Control,
+            Source::Events,
             Source::Lifeline,
             Source::Queue { slot: 31, queue: 1023 },
             Source::Device { slot: 7, source: 3 },

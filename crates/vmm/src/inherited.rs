@@ -1,4 +1,7 @@
 //! Descriptors that the process was born with, each named by number in its configuration.
+//!
+//! Invariant: all of them are taken before the process opens anything of its own. A number that was not open
+//! at birth is then an error, and never a descriptor that has come to that number since.
 
 use std::{
     collections::BTreeSet,
@@ -6,8 +9,13 @@ use std::{
     os::fd::{FromRawFd, OwnedFd},
 };
 
-use ec2vmm_vmm_api::config::Fd;
+use ec2vmm_vmm_api::{
+    MachineConfig,
+    config::{Boot, Fd},
+};
 use rustix::fd::BorrowedFd;
+
+use crate::console;
 
 /// A number in the configuration names no descriptor that could be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +38,70 @@ pub enum InheritedError {
         /// What it was to be.
         what: &'static str,
     },
+}
+
+/// What a machine uses, open.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// Kernel and initrd, where they are not on the first disk.
+    pub boot: Option<BootFiles>,
+    /// The layers of each disk.
+    pub disks: Vec<Vec<OwnedFd>>,
+    /// A tap for each network interface.
+    pub taps: Vec<OwnedFd>,
+    /// The listening socket of guest and host sockets.
+    pub vsock: Option<OwnedFd>,
+    /// The console's ends.
+    pub console: console::Ends,
+    /// The listening socket for control.
+    pub control: Option<OwnedFd>,
+    /// The owner holds its other end.
+    pub lifeline: Option<OwnedFd>,
+}
+
+/// Kernel and initrd, open.
+#[derive(Debug)]
+pub struct BootFiles {
+    /// bzImage or ELF.
+    pub kernel: OwnedFd,
+    /// Initial RAM disk.
+    pub initrd: Option<OwnedFd>,
+}
+
+impl Descriptors {
+    /// Takes all that `config` names, but for the ways of reporting, which were taken before.
+    ///
+    /// # Errors
+    /// One is not open, or named twice.
+    pub fn take(config: &MachineConfig, inherited: &mut Inherited) -> Result<Self, InheritedError> {
+        let mut take = |fd: Fd, what: &'static str| inherited.take(fd, what);
+        Ok(Self {
+            kvm: take(config.kvm, "/dev/kvm")?,
+            boot: match &config.boot {
+                Boot::Disk { .. } => None,
+                Boot::Files { kernel, initrd, .. } => Some(BootFiles {
+                    kernel: take(*kernel, "the kernel")?,
+                    initrd: initrd.map(|fd| take(fd, "the initrd")).transpose()?,
+                }),
+            },
+            disks: config
+                .disks
+                .iter()
+                .map(|disk| disk.layers.iter().map(|layer| take(layer.fd, "a disk")).collect())
+                .collect::<Result<_, _>>()?,
+            taps: config.nets.iter().map(|net| take(net.tap, "a tap")).collect::<Result<_, _>>()?,
+            vsock: config.vsock.as_ref().map(|vsock| take(vsock.listener, "the vsock socket")).transpose()?,
+            console: console::Ends {
+                terminal: config.console.map(|fd| take(fd, "the console")).transpose()?,
+                log: config.console_log.map(|fd| take(fd, "the console's log")).transpose()?,
+                listener: config.console_listener.map(|fd| take(fd, "the console's socket")).transpose()?,
+            },
+            control: config.control.map(|fd| take(fd, "the control socket")).transpose()?,
+            lifeline: config.lifeline.map(|fd| take(fd, "the lifeline")).transpose()?,
+        })
+    }
 }
 
 /// Hands each inherited descriptor out once. The process must have one of these only.

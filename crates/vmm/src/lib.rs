@@ -21,6 +21,7 @@ pub mod machine;
 pub mod mailbox;
 pub mod memory;
 pub mod net;
+pub mod outlet;
 pub mod panic_device;
 pub mod reclaim;
 pub mod report;

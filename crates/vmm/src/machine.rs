@@ -94,16 +94,30 @@ impl End {
 impl Machine {
     /// Lives until the machine's end, and reports it.
     pub fn live(mut self) -> Exit {
-        let (exit, failure) = match self.live_until_the_end() {
-            Ok(end) => end,
+        let end = self.live_until_the_end();
+        self.console.finish();
+        let exit = match end {
+            Ok((exit, failure)) => {
+                self.tell(|us| Event::Ended { us, exit, failure });
+                exit
+            }
             Err(error) => {
-                self.console.finish();
-                return self.report.failed(error.failure());
+                let (exit, line) = self.report.failed(error.failure());
+                if let Some(control) = &mut self.control {
+                    control.publish(line);
+                }
+                exit
             }
         };
-        self.console.finish();
-        self.report.tell(|us| Event::Ended { us, exit, failure });
+        self.report.finish();
         exit
+    }
+
+    fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
+        let line = self.report.tell(event);
+        if let Some(control) = &mut self.control {
+            control.publish(line);
+        }
     }
 
     fn live_until_the_end(&mut self) -> Result<(Exit, Option<Failure>), MachineError> {
@@ -118,7 +132,7 @@ impl Machine {
             }
             self.state = State::Rebooting;
             self.reboots += 1;
-            self.report.tell(|us| Event::Reset { us });
+            self.tell(|us| Event::Reset { us });
             self.console.reset();
             self.rtc.lock().unwrap_or_else(PoisonError::into_inner).reset();
             memory::clear(&self.memory)?;
@@ -129,6 +143,7 @@ impl Machine {
         let watch = || {
             self.event_loop.watch(self.mailbox.bell().as_raw_fd(), Source::Mailbox)?;
             self.console.watch(&self.event_loop)?;
+            self.report.watch(&self.event_loop)?;
             if let Some(control) = &self.control {
                 self.event_loop.watch(control.as_raw_fd(), Source::Control)?;
             }
@@ -146,7 +161,7 @@ impl Machine {
     /// Reads the kernel, makes a new VM around memory and devices, and lets its vCPUs run.
     fn power_on(&mut self) -> Result<Run, MachineError> {
         let (entry, booted) = self.boot.load(&self.memory, self.config.memory_mib, acpi::RSDP)?;
-        self.report.tell(|us| Event::Loaded { us, booted: booted.clone() });
+        self.tell(|us| Event::Loaded { us, booted: booted.clone() });
         self.booted = booted;
         self.write_tables(&entry)?;
 
@@ -159,7 +174,7 @@ impl Machine {
             .collect::<Result<Vec<_>, KvmError>>()?;
 
         self.state = State::Running;
-        self.report.tell(|us| Event::Running { us });
+        self.tell(|us| Event::Running { us });
         let mut run = Run { vcpus: Vec::new(), bus, _vm: vm };
         for (index, vcpu) in (0..).zip(vcpus) {
             let (bus, counters) = (Arc::clone(&run.bus), Arc::clone(&self.counters));
@@ -261,9 +276,10 @@ impl Machine {
             Source::Queue { slot, queue } => self.wake(slot, Wake::Queue(queue)),
             Source::Device { slot, source } => self.wake(slot, Wake::Source(source)),
             Source::Mailbox => return self.hear(),
-            Source::Console | Source::ConsoleOutput | Source::ConsoleInput => {
+            Source::Console | Source::ConsoleOutput | Source::ConsoleInput | Source::ConsoleClients => {
                 self.console.ready(source);
             }
+            Source::Events => self.report.ready(),
             Source::Control => return self.answer(bus),
             Source::Lifeline => return Some(End::Exit(Exit::Abandoned, None)),
         }
@@ -293,7 +309,7 @@ impl Machine {
                     }
                 }
                 Notice::Panicked => {
-                    self.report.tell(|us| Event::Panicked { us });
+                    self.tell(|us| Event::Panicked { us });
                     return Some(End::failed(
                         FailureKind::GuestPanic,
                         "the guest's kernel panicked".into(),
@@ -389,6 +405,10 @@ impl Handler for Answers<'_> {
 
     fn metrics(&self) -> Metrics {
         self.machine.metrics()
+    }
+
+    fn events(&self) -> Vec<u8> {
+        self.machine.report.kept()
     }
 
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {

@@ -1,7 +1,8 @@
 //! One client: its requests one after another, each answered before the next is looked at.
 //!
 //! Invariant: [`Connection::input`] holds at most one request of the largest size, and
-//! [`Connection::output`] at most one answer. A client that does not read its answer is not read from.
+//! [`Connection::output`] at most one answer, or [`STREAM_BYTES_MAX`] of one that has no end. A client that
+//! does not read its answer is not read from; one that follows a stream and does not read is dropped.
 
 use std::{
     io::{self, Read},
@@ -14,7 +15,10 @@ use std::{
 };
 
 use ec2vmm_vmm_api::control::Problem;
-use rustix::net::SendFlags;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    net::SendFlags,
+};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{
@@ -53,6 +57,8 @@ pub(super) enum Fate {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Phase {
     Serving,
+    /// The answer has no end.
+    Streaming,
     /// The last answer is on its way.
     Ending,
     /// It is out. What still comes in is thrown away, up to this many bytes, because closing before
@@ -88,6 +94,27 @@ impl Connection {
         self.since.elapsed()
     }
 
+    /// Whether it follows a stream.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.phase == Phase::Streaming
+    }
+
+    /// The stream that it follows goes on.
+    pub(super) fn go_on(&mut self, bytes: &[u8]) -> Fate {
+        if self.output.len() + bytes.len() > STREAM_BYTES_MAX {
+            log::debug!("control connection: a stream is not read");
+            return Fate::Close;
+        }
+        self.output.extend_from_slice(bytes);
+        match self.flush() {
+            Ok(_) => Fate::Keep,
+            Err(error) => {
+                log::debug!("control connection: {error}");
+                Fate::Close
+            }
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn held_bytes(&self) -> usize {
         self.input.capacity() + self.output.capacity()
@@ -97,6 +124,8 @@ impl Connection {
     pub(super) fn interest(&self) -> EventSet {
         match (self.output.is_empty(), self.unfinished) {
             (false, _) => EventSet::OUT,
+            // The end of its input was heard; that it has hung up is always heard.
+            (true, _) if self.is_streaming() && self.ended => EventSet::empty(),
             // It is writable, so that its turn comes again at once, after all others.
             (true, true) => EventSet::OUT | EventSet::IN,
             (true, false) => EventSet::IN,
@@ -104,8 +133,8 @@ impl Connection {
     }
 
     /// Does what can be done without waiting.
-    pub(super) fn turn(&mut self, handler: &mut dyn Handler) -> Fate {
-        let fate = self.try_turn(handler).unwrap_or_else(|error| {
+    pub(super) fn turn(&mut self, may_stream: bool, handler: &mut dyn Handler) -> Fate {
+        let fate = self.try_turn(may_stream, handler).unwrap_or_else(|error| {
             log::debug!("control connection: {error}");
             Fate::Close
         });
@@ -113,16 +142,19 @@ impl Connection {
         fate
     }
 
-    fn try_turn(&mut self, handler: &mut dyn Handler) -> io::Result<Fate> {
+    fn try_turn(&mut self, may_stream: bool, handler: &mut dyn Handler) -> io::Result<Fate> {
         if !self.flush()? {
             return Ok(Fate::Keep);
+        }
+        if self.is_streaming() {
+            return self.follow();
         }
         if self.phase == Phase::Serving {
             self.receive()?;
         }
         self.unfinished = false;
         for _ in 0..REQUESTS_PER_TURN {
-            let answered = self.phase == Phase::Serving && self.answer(handler);
+            let answered = self.phase == Phase::Serving && self.answer(may_stream, handler);
             if !self.flush()? {
                 return Ok(Fate::Keep);
             }
@@ -130,6 +162,7 @@ impl Connection {
                 Phase::Serving if answered => {}
                 Phase::Serving if self.ended => return Ok(Fate::Close),
                 Phase::Serving => return Ok(Fate::Keep),
+                Phase::Streaming => return self.follow(),
                 Phase::Ending => self.start_draining()?,
                 Phase::Draining(left) => return self.drain(left),
             }
@@ -139,7 +172,7 @@ impl Connection {
     }
 
     /// Answers the next request, if it is all there.
-    fn answer(&mut self, handler: &mut dyn Handler) -> bool {
+    fn answer(&mut self, may_stream: bool, handler: &mut dyn Handler) -> bool {
         if self.input.len() < self.needed.max(1) {
             return false;
         }
@@ -153,10 +186,14 @@ impl Connection {
                 false
             }
             Ok(Parsed::Complete { request, bytes }) => {
-                let response = routes::respond(&request, handler);
-                response.encode(request.keep, request.method == "HEAD", &mut self.output);
-                if request.keep == Keep::Close {
-                    self.phase = Phase::Ending;
+                let response = routes::respond(&request, may_stream, handler);
+                let head_only = request.method == "HEAD";
+                response.encode(request.keep, head_only, &mut self.output);
+                match response.is_stream() {
+                    true if head_only => self.phase = Phase::Ending,
+                    true => self.phase = Phase::Streaming,
+                    false if request.keep == Keep::Close => self.phase = Phase::Ending,
+                    false => {}
                 }
                 self.input.drain(..bytes);
                 self.next_request();
@@ -213,6 +250,22 @@ impl Connection {
         Ok(true)
     }
 
+    /// Throws away what a client says who should only listen, and hears whether it is still there.
+    fn follow(&mut self) -> io::Result<Fate> {
+        self.input = Vec::new();
+        let mut chunk = [0; CHUNK_BYTES];
+        if !self.ended
+            && let Some([]) = read(&mut self.stream, &mut chunk)?
+        {
+            self.ended = true;
+        }
+        // One that says nothing more may still listen.
+        let mut hears = [PollFd::new(&self.stream, PollFlags::empty())];
+        rustix::event::poll(&mut hears, Some(&Timespec::default()))?;
+        let [hears] = hears;
+        Ok(if hears.revents().is_empty() { Fate::Keep } else { Fate::Close })
+    }
+
     fn start_draining(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         self.input = Vec::new();
@@ -264,6 +317,8 @@ fn read<'a>(stream: &mut UnixStream, buffer: &'a mut [u8]) -> io::Result<Option<
 
 const CHUNK_BYTES: usize = 4096;
 const INPUT_BYTES_KEPT: usize = 4096;
+/// A few hundred events.
+const STREAM_BYTES_MAX: usize = 64 * 1024;
 const DRAINED_BYTES_MAX: usize = 256 * 1024;
 /// So that one client cannot keep the event loop from everything else.
 const REQUESTS_PER_TURN: usize = 16;

@@ -160,6 +160,8 @@ pub(super) struct Response {
     status: u16,
     content: Option<(&'static str, Vec<u8>)>,
     allow: Option<String>,
+    /// The content goes on until the connection is closed.
+    stream: bool,
 }
 
 impl Response {
@@ -171,19 +173,33 @@ impl Response {
         let mut body =
             serde_json::to_vec(value).map_err(|error| problem(500, format!("writing JSON: {error}")))?;
         body.push(b'\n');
-        Ok(Self { status: 200, content: Some(("application/json", body)), allow: None })
+        Ok(Self { content: Some(("application/json", body)), ..Self::new(200) })
+    }
+
+    /// 200 and JSON documents, one a line: these, and more as they come.
+    pub(super) fn lines(first: Vec<u8>) -> Self {
+        Self { content: Some(("application/x-ndjson", first)), stream: true, ..Self::new(200) }
     }
 
     /// 204: done, nothing to say.
     pub(super) fn no_content() -> Self {
-        Self { status: 204, content: None, allow: None }
+        Self::new(204)
     }
 
     /// The problem's own status, and the problem (RFC 9457) as JSON document.
     pub(super) fn problem(problem: &Problem) -> Self {
         let body = serde_json::to_string(problem).unwrap_or_default() + "\n"; // strings and a number
         let content = Some(("application/problem+json", body.into_bytes()));
-        Self { status: problem.status, content, allow: None }
+        Self { content, ..Self::new(problem.status) }
+    }
+
+    fn new(status: u16) -> Self {
+        Self { status, content: None, allow: None, stream: false }
+    }
+
+    /// Whether the content goes on until the connection is closed.
+    pub(super) fn is_stream(&self) -> bool {
+        self.stream
     }
 
     /// With the methods that there are instead.
@@ -194,13 +210,19 @@ impl Response {
     /// As it goes over the wire. `HEAD` is answered without the content, but with its length.
     pub(super) fn encode(&self, keep: Keep, head_only: bool, output: &mut Vec<u8>) {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
-        if let Some((kind, body)) = &self.content {
-            head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
+        match &self.content {
+            Some((kind, _)) if self.stream => head += &format!("Content-Type: {kind}\r\n"),
+            Some((kind, body)) => {
+                head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
+            }
+            None => {}
         }
         if let Some(methods) = &self.allow {
             head += &format!("Allow: {methods}\r\n");
         }
         head += match keep {
+            // Where it ends is where the connection does (RFC 9112, 6.3).
+            _ if self.stream => "Connection: close\r\n\r\n",
             Keep::Close => "Connection: close\r\n\r\n",
             Keep::Open => "\r\n",
             Keep::OpenAndSaySo => "Connection: keep-alive\r\n\r\n",

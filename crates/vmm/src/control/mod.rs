@@ -6,7 +6,8 @@
 //! Invariant: at most `CONNECTIONS_MAX` connections, each with at most one request and one answer in
 //! memory. When all are taken, the one that has been idle longest makes room for the next; if none
 //! is idle, the next waits until one is, or until one has been busy for `STALL`. So no client, nor
-//! eight that say nothing, can keep others out.
+//! eight that say nothing, can keep others out. Those who follow events keep their places, of which there are
+//! [`STREAMS_MAX`].
 
 mod connection;
 mod http;
@@ -78,6 +79,17 @@ impl ControlServer {
         }
     }
 
+    /// Something has happened that those who follow events should hear: a line.
+    pub fn publish(&mut self, line: &[u8]) {
+        for index in 0..CONNECTIONS_MAX {
+            let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
+            if connection.is_streaming() {
+                let fate = connection.go_on(line);
+                self.settle(index, fate);
+            }
+        }
+    }
+
     fn accept(&mut self, handler: &mut dyn Handler) {
         for _ in 0..ACCEPTS_PER_TURN {
             let Some(index) = self.room() else { return self.wait_for_room() };
@@ -103,8 +115,11 @@ impl ControlServer {
         if let Some(free) = self.connections.iter().position(Option::is_none) {
             return Some(free);
         }
-        let taken =
-            || self.connections.iter().enumerate().filter_map(|(index, c)| Some((index, c.as_ref()?)));
+        let taken = || {
+            let all = self.connections.iter().enumerate();
+            let taken = all.filter_map(|(index, connection)| Some((index, connection.as_ref()?)));
+            taken.filter(|(_, connection)| !connection.is_streaming())
+        };
         let idle = taken().filter(|(_, connection)| connection.is_idle());
         let stalled = taken().filter(|(_, connection)| connection.age() >= self.stall);
         let oldest = idle.max_by_key(|(_, connection)| connection.age());
@@ -126,9 +141,16 @@ impl ControlServer {
     }
 
     fn serve(&mut self, index: usize, handler: &mut dyn Handler) {
+        let streams = self.connections.iter().flatten().filter(|one| one.is_streaming()).count();
+        let Some(Some(connection)) = self.connections.get_mut(index) else { return };
+        let fate = connection.turn(streams < STREAMS_MAX, handler);
+        self.settle(index, fate);
+    }
+
+    /// Waits for what a connection waits for, or lets go of it.
+    fn settle(&mut self, index: usize, fate: Fate) {
         let Some(place) = self.connections.get_mut(index) else { return };
         let Some(connection) = place else { return };
-        let fate = connection.turn(handler);
         let event = EpollEvent::new(connection.interest(), index as u64);
         let fd = connection.as_raw_fd();
         if fate == Fate::Close {
@@ -187,6 +209,8 @@ impl AsRawFd for ControlServer {
 
 /// How many can talk at once.
 const CONNECTIONS_MAX: usize = 8;
+/// How many of them can follow events.
+const STREAMS_MAX: usize = CONNECTIONS_MAX / 2;
 /// How long one exchange may take when others wait.
 const STALL: Duration = Duration::from_secs(5);
 /// So that a crowd cannot keep the event loop from everything else.

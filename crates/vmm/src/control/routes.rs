@@ -13,6 +13,9 @@ pub trait Handler {
     /// Its counters.
     fn metrics(&self) -> Metrics;
 
+    /// Its last events, one JSON document a line.
+    fn events(&self) -> Vec<u8>;
+
     /// Does something to its power.
     ///
     /// # Errors
@@ -20,8 +23,8 @@ pub trait Handler {
     fn power(&mut self, action: PowerAction) -> Result<(), Problem>;
 }
 
-/// Answers one request.
-pub(super) fn respond(request: &Request<'_>, handler: &mut dyn Handler) -> Response {
+/// Answers one request. Without `may_stream`, one that has no end is refused.
+pub(super) fn respond(request: &Request<'_>, may_stream: bool, handler: &mut dyn Handler) -> Response {
     let path = path(request.target);
     let Some(resource) = RESOURCES.iter().find(|resource| resource.path == path) else {
         let all: Vec<_> = RESOURCES.iter().map(|resource| resource.path).collect();
@@ -30,6 +33,13 @@ pub(super) fn respond(request: &Request<'_>, handler: &mut dyn Handler) -> Respo
     };
     let result = match (request.method, resource.verb) {
         ("GET" | "HEAD", Verb::Get(get)) => check_no_content(request).and_then(|()| get(handler)),
+        ("GET", Verb::Stream(_)) if !may_stream => Err(Problem {
+            hint: Some("close another one first".into()),
+            ..problem(503, format!("{path}: too many are being followed already"))
+        }),
+        ("GET" | "HEAD", Verb::Stream(first)) => {
+            check_no_content(request).map(|()| Response::lines(first(handler)))
+        }
         ("PUT", Verb::Put(put)) => put(handler, request),
         (method, verb) => {
             let detail = format!("{path} knows no {method}");
@@ -47,13 +57,15 @@ struct Resource {
 #[derive(Clone, Copy)]
 enum Verb {
     Get(fn(&dyn Handler) -> Result<Response, Problem>),
+    /// The first of what has no end.
+    Stream(fn(&dyn Handler) -> Vec<u8>),
     Put(fn(&mut dyn Handler, &Request<'_>) -> Result<Response, Problem>),
 }
 
 impl Verb {
     fn methods(self) -> &'static str {
         match self {
-            Self::Get(_) => "GET, HEAD",
+            Self::Get(_) | Self::Stream(_) => "GET, HEAD",
             Self::Put(_) => "PUT",
         }
     }
@@ -61,6 +73,7 @@ impl Verb {
 
 const RESOURCES: &[Resource] = &[
     Resource { path: "/machine", verb: Verb::Get(|handler| Response::json(&handler.machine())) },
+    Resource { path: "/events", verb: Verb::Stream(|handler| handler.events()) },
     Resource { path: "/metrics", verb: Verb::Get(|handler| Response::json(&handler.metrics())) },
     Resource { path: "/machine/power", verb: Verb::Put(power) },
 ];

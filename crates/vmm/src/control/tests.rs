@@ -46,6 +46,10 @@ impl Handler for Fake {
         Metrics { devices: [("vcpu".to_owned(), counters)].into() }
     }
 
+    fn events(&self) -> Vec<u8> {
+        b"{\"event\":\"running\",\"us\":5}\n".to_vec()
+    }
+
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
         if action == PowerAction::PowerOff {
             return Err(Problem { status: 503, detail: "not now".into(), hint: None });
@@ -206,14 +210,14 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
         HTTP/1.1 404 Not Found
-        {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /metrics, /machine/power"}
+        {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power"}
     "#]],
     );
     check_problem(
         "GET /machine?x=1 HTTP/1.1\r\n\r\n",
         &expect![[r#"
         HTTP/1.1 404 Not Found
-        {"status":404,"detail":"no such resource: /machine?x=1","hint":"there is /machine, /metrics, /machine/power"}
+        {"status":404,"detail":"no such resource: /machine?x=1","hint":"there is /machine, /events, /metrics, /machine/power"}
     "#]],
     );
     check_problem(
@@ -572,7 +576,7 @@ proptest! {
             let mut rest = piece.as_slice();
             while let (Fate::Keep, Ok(count)) = (fate, client.write(rest)) {
                 rest = &rest[count..];
-                fate = connection.turn(&mut machine);
+                fate = connection.turn(true, &mut machine);
                 hear(&mut client, &mut heard);
                 prop_assert!(connection.held_bytes() <= REQUEST_BYTES_MAX + 64 * 1024);
                 if rest.is_empty() {
@@ -583,7 +587,7 @@ proptest! {
         client.shutdown(Shutdown::Both).unwrap();
         for _ in 0..100 {
             if fate == Fate::Keep {
-                fate = connection.turn(&mut machine);
+                fate = connection.turn(true, &mut machine);
             }
         }
         prop_assert_eq!(fate, Fate::Close);
@@ -614,4 +618,79 @@ proptest! {
         prop_assert_eq!(String::from_utf8(heard).unwrap(), whole);
         prop_assert_eq!(served.machine.done, [PowerAction::Reset]);
     }
+}
+
+const FOLLOW: &[u8] = b"GET /events HTTP/1.1\r\nHost: m\r\n\r\n";
+
+#[test]
+fn a_stream_begins_with_what_was_and_goes_on() {
+    let mut served = Served::new();
+    let mut client = served.connect();
+    client.write_all(FOLLOW).unwrap();
+    served.settle();
+    served.server.publish(b"{\"more\":1}\n");
+    // Saying no more is not leaving; and what it says is not heard.
+    client.write_all(FOLLOW).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    served.settle();
+    served.server.publish(b"{\"more\":2}\n");
+    let mut heard = Vec::new();
+    hear(&mut client, &mut heard);
+    expect![[r#"
+        HTTP/1.1 200 OK
+        Content-Type: application/x-ndjson
+        Connection: close
+
+        {"event":"running","us":5}
+        {"more":1}
+        {"more":2}
+    "#]]
+    .assert_eq(&String::from_utf8(heard).unwrap().replace('\r', ""));
+    drop(client);
+    served.settle();
+    assert_eq!(served.taken(), 0);
+    let head = served.talk(b"HEAD /events HTTP/1.1\r\nHost: m\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("close\r\n\r\n"), "{head}");
+}
+
+#[test]
+fn one_who_follows_and_does_not_read_is_dropped() {
+    let mut served = Served::new();
+    let mut client = served.connect();
+    client.write_all(FOLLOW).unwrap();
+    served.settle();
+    let line = vec![b'x'; 1000];
+    let mut published = 0;
+    while served.taken() == 1 {
+        served.server.publish(&line);
+        published += line.len();
+        let held = served.server.connections.iter().flatten().map(Connection::held_bytes).sum::<usize>();
+        assert!(held < 3 * 64 * 1024, "{held}");
+        assert!(published < 64 << 20);
+    }
+    // All but the place that it has lost goes on.
+    assert!(served.talk(b"GET /machine HTTP/1.1\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn those_who_follow_leave_room_for_others() {
+    let mut served = Served::new();
+    let followers: Vec<_> = (0..STREAMS_MAX)
+        .map(|_| {
+            let mut client = served.connect();
+            client.write_all(FOLLOW).unwrap();
+            served.settle();
+            client
+        })
+        .collect();
+    let refused = served.talk(FOLLOW);
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    // A crowd takes no place from those who follow.
+    let crowd: Vec<_> = (0..20).map(|_| served.connect()).collect();
+    served.server.stall = Duration::ZERO;
+    served.settle();
+    let streaming = served.server.connections.iter().flatten().filter(|one| one.is_streaming()).count();
+    assert_eq!(streaming, STREAMS_MAX);
+    assert!(served.talk(b"GET /machine HTTP/1.1\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 200"));
+    drop((followers, crowd));
 }

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Seek, Write},
     os::{
         fd::OwnedFd,
+        unix::fs::FileExt,
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
@@ -15,14 +16,18 @@ use command_fds::{CommandFdExt, FdMapping};
 use ec2vmm_vmm_api::{
     Event, MachineConfig, VERSION,
     config::{Boot, Identity},
+    console_log,
 };
 
 const KVM: i32 = 3;
-const KERNEL: i32 = 4;
+pub(crate) const KERNEL: i32 = 4;
 const CONSOLE: i32 = 5;
 const EVENTS: i32 = 6;
 const LIFELINE: i32 = 7;
 const CONTROL: i32 = 8;
+const CONSOLE_LOG: i32 = 9;
+const CONSOLE_LISTENER: i32 = 10;
+const RECORD: i32 = 11;
 
 /// A machine process and our ends of what it holds. Killed when dropped.
 pub(crate) struct Machine {
@@ -31,6 +36,9 @@ pub(crate) struct Machine {
     pub(crate) events: BufReader<UnixStream>,
     pub(crate) lifeline: Option<UnixStream>,
     pub(crate) control: PathBuf,
+    pub(crate) console_socket: PathBuf,
+    console_log: File,
+    record: File,
     _folder: tempfile::TempDir,
 }
 
@@ -52,6 +60,9 @@ pub(crate) fn config() -> MachineConfig {
         nets: vec![],
         vsock: None,
         console: Some(CONSOLE),
+        console_log: Some(CONSOLE_LOG),
+        console_listener: Some(CONSOLE_LISTENER),
+        record: Some(RECORD),
         control: Some(CONTROL),
         events: Some(EVENTS),
         lifeline: Some(LIFELINE),
@@ -67,12 +78,17 @@ impl Machine {
         let folder = tempfile::tempdir().unwrap();
         let control = folder.path().join("control");
         let listener = UnixListener::bind(&control).unwrap();
+        let console_socket = folder.path().join("console");
+        let console_listener = UnixListener::bind(&console_socket).unwrap();
+        let [console_log, record] = [(); 2].map(|()| tempfile::tempfile().unwrap());
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(kernel).unwrap();
         file.rewind().unwrap();
         let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm opens");
         let (console, console_inside) = UnixStream::pair().unwrap();
         let (events, events_inside) = UnixStream::pair().unwrap();
+        // As small as it can be, so that it takes little to fill it.
+        rustix::net::sockopt::set_socket_send_buffer_size(&events_inside, 1).unwrap();
         let (lifeline, lifeline_inside) = UnixStream::pair().unwrap();
         let map = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
         let mut process = Command::new(env!("CARGO_BIN_EXE_ec2vmm-vmm"))
@@ -84,6 +100,9 @@ impl Machine {
                 map(events_inside.into(), EVENTS),
                 map(lifeline_inside.into(), LIFELINE),
                 map(listener.into(), CONTROL),
+                map(console_log.try_clone().unwrap().into(), CONSOLE_LOG),
+                map(console_listener.into(), CONSOLE_LISTENER),
+                map(record.try_clone().unwrap().into(), RECORD),
             ])
             .unwrap()
             .spawn()
@@ -95,6 +114,9 @@ impl Machine {
             events: BufReader::new(events),
             lifeline: Some(lifeline),
             control,
+            console_socket,
+            console_log,
+            record,
             _folder: folder,
         }
     }
@@ -111,6 +133,22 @@ impl Machine {
         std::iter::from_fn(|| self.event()).find(wanted).expect("the event comes before the end")
     }
 
+    /// What is left of the console, now.
+    pub(crate) fn console_log(&self) -> Vec<u8> {
+        console_log::read(&content(&self.console_log)).unwrap()
+    }
+
+    /// The last event, as it is recorded.
+    pub(crate) fn record(&self) -> Event {
+        serde_json::from_slice(&content(&self.record)).unwrap()
+    }
+
+    /// Ends the process as nothing else does.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     /// Waits for the end: the status, and all that the console showed.
     pub(crate) fn end(mut self) -> (ExitStatus, Vec<u8>) {
         let mut output = Vec::new();
@@ -125,6 +163,12 @@ impl Drop for Machine {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn content(file: &File) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    file.read_exact_at(&mut content, 0).unwrap();
+    content
 }
 
 /// A 64-bit ELF file that loads `code` at 1 MiB and begins there.

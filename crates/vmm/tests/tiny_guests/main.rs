@@ -7,7 +7,7 @@ mod machine;
 mod memory;
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
 };
 
@@ -91,6 +91,124 @@ fn a_flood_that_nobody_reads_neither_blocks_nor_grows() {
     // It still answers, and still ends when told to.
     assert!(put_power(&machine, "power_off").starts_with("HTTP/1.1 204"));
     assert_eq!(machine.end().0.code(), Some(0));
+}
+
+#[test]
+fn what_was_printed_is_there_after_a_hard_kill() {
+    let mut machine = Machine::start(guests::echo());
+    let text = b"0123456789".repeat(900);
+    let mut writer = machine.console.try_clone().unwrap();
+    let sent = text.clone();
+    let sender = std::thread::spawn(move || writer.write_all(&sent).unwrap());
+    let mut output = vec![0; text.len()];
+    machine.console.read_exact(&mut output).unwrap();
+    sender.join().unwrap();
+    machine.kill();
+    assert!(machine.console_log() == text);
+    assert!(matches!(machine.record(), Event::Running { .. }));
+}
+
+#[test]
+fn those_who_come_by_the_consoles_socket_see_and_type() {
+    let machine = Machine::start(guests::echo());
+    let [mut one, mut two] = [(); 2].map(|()| UnixStream::connect(&machine.console_socket).unwrap());
+    let mut seen = [0; 3];
+    one.write_all(b"abc").unwrap();
+    one.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"abc");
+    // The second was let in before, or with, what it sees; it may have missed what came before.
+    two.write_all(b"xyz").unwrap();
+    one.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"xyz");
+    let mut last = [0; 1];
+    while last != *b"z" {
+        two.read_exact(&mut last).unwrap();
+    }
+    // What was typed counts, even if the one who typed has left.
+    two.write_all(b"q").unwrap();
+    drop(two);
+    one.read_exact(&mut last).unwrap();
+    assert_eq!(&last, b"q");
+    assert_eq!(one.read(&mut last).unwrap(), 0);
+    let (status, output) = machine.end();
+    assert_eq!((status.code(), output.as_slice()), (Some(0), b"abcxyzq".as_slice()));
+}
+
+#[test]
+fn more_than_may_look_at_the_console_find_the_door_closed() {
+    let mut machine = Machine::start(guests::flood());
+    let mut lookers: Vec<_> = (0..9).map(|_| UnixStream::connect(&machine.console_socket).unwrap()).collect();
+    let mut last = lookers.pop().unwrap();
+    assert_eq!(last.read_to_end(&mut Vec::new()).unwrap(), 0);
+    // Nobody reads, and the guest goes on; one who leaves makes room.
+    lookers.pop().unwrap().read_exact(&mut [0; 1000]).unwrap();
+    let mut seen = [0; 100_000];
+    while UnixStream::connect(&machine.console_socket).unwrap().read_exact(&mut seen).is_err() {}
+    assert!(seen.iter().all(|&byte| byte == b'x'));
+    machine.kill();
+    assert_eq!(machine.console_log().len() as u64, config::CONSOLE_LOG_BYTES);
+}
+
+#[test]
+fn events_are_recorded_and_followed() {
+    let machine = Machine::start(guests::wait_for_power_button());
+    let follow = || {
+        let mut stream = UnixStream::connect(&machine.control).unwrap();
+        stream.write_all(b"GET /events HTTP/1.1\r\nHost: m\r\n\r\n").unwrap();
+        BufReader::new(stream).lines().map(Result::unwrap)
+    };
+    let mut early = follow();
+    assert_eq!(early.next().unwrap(), "HTTP/1.1 200 OK");
+    assert_eq!(early.next().unwrap(), "Content-Type: application/x-ndjson");
+    let read = |line: String| serde_json::from_str::<Event>(&line).unwrap();
+    let running = |line: &String| line.contains("running");
+    read(early.find(running).unwrap());
+    assert!(matches!(machine.record(), Event::Running { .. }));
+    let mut late = follow();
+    late.find(running).unwrap();
+    put_power(&machine, "reset");
+    for stream in [&mut early, &mut late] {
+        assert!(matches!(read(stream.next().unwrap()), Event::Reset { .. }));
+        assert!(matches!(read(stream.next().unwrap()), Event::Loaded { .. }));
+        assert!(matches!(read(stream.next().unwrap()), Event::Running { .. }));
+    }
+    put_power(&machine, "power_button");
+    for mut stream in [early, late] {
+        let ended = read(stream.next().unwrap());
+        assert!(matches!(ended, Event::Ended { exit: Exit::PowerOff, failure: None, .. }), "{ended:?}");
+        assert_eq!(stream.next(), None);
+    }
+    assert!(matches!(machine.record(), Event::Ended { exit: Exit::PowerOff, .. }));
+}
+
+#[test]
+fn an_owner_who_never_reads_events_does_not_hold_the_machine_up() {
+    let mut config = machine::config();
+    // Every reboot tells of it.
+    let cmdline = "x".repeat(1500);
+    config.boot = config::Boot::Files { kernel: machine::KERNEL, initrd: None, cmdline };
+    let machine = Machine::start_with(&config, &elf(guests::reset()));
+    let mut stream = UnixStream::connect(&machine.control).unwrap();
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: m\r\n\r\n").unwrap();
+    // More than the socket for events takes, and what may wait for it.
+    let mut reboots = 0;
+    while reboots < 60 {
+        let answer = request(&machine, "GET /machine HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        reboots = serde_json::from_str::<ec2vmm_vmm_api::control::Machine>(body).unwrap().reboots;
+    }
+    assert!(put_power(&machine, "power_off").starts_with("HTTP/1.1 204"));
+    assert_eq!(machine.end().0.code(), Some(0));
+}
+
+#[test]
+fn the_record_tells_why_there_is_no_machine() {
+    let mut machine = Machine::start_with(&machine::config(), b"no kernel");
+    machine.process.wait().unwrap();
+    let recorded = machine.record();
+    let Event::Ended { failure: Some(failure), .. } = &recorded else { panic!("{recorded:?}") };
+    assert_eq!(failure.kind, FailureKind::WrongKernel);
+    assert_eq!(Some(recorded), machine.event());
 }
 
 #[test]
@@ -204,12 +322,15 @@ fn the_most_processors_that_a_machine_can_have() {
 #[test]
 fn a_configuration_that_makes_no_sense_is_refused() {
     type Spoil = fn(&mut MachineConfig);
-    let cases: [(&str, Spoil); 5] = [
+    let cases: [(&str, Spoil); 7] = [
         ("of another version", |config| config.version += 1),
         ("1 to 64 vCPUs", |config| config.cpus = 65),
         ("1 to 64 vCPUs", |config| config.cpus = 0),
         ("at least 32 MiB", |config| config.memory_mib = config::MEMORY_MIB_MIN - 1),
         ("is not open", |config| config.kvm = 1000),
+        // One that the process opens for itself later would be there if it was looked for late.
+        ("is not open", |config| config.lifeline = Some(12)),
+        ("is used twice", |config| config.record = config.console_log),
     ];
     for (text, spoil) in cases {
         let mut config = machine::config();
