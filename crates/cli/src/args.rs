@@ -1,15 +1,25 @@
-//! What was typed. The doc comments are the help and the manual.
+//! What was typed: the verbs, and `run`. The other verbs have theirs beside what they do. The doc comments
+//! are the help and the manual.
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueHint};
 use ec2vmm_vmm_api::config::{CPUS_MAX, Format};
 
-use crate::value::{
-    disk::{Disk, format},
-    duration::Span,
-    net::Net,
-    size::Size,
+use crate::{
+    commands::{
+        backup::Backup, completions::Completions, console::ConsoleArgs, cost::CostArgs, events::EventsArgs,
+        image_inspect::Inspect, image_ls::ImageLs, image_register::ImageRegister, image_rm::ImageRm,
+        key_create::KeyCreate, key_import::KeyImport, key_ls::KeyLs, key_rm::KeyRm, launch::Launch, ls::Ls,
+        man::Man, modify::Modify, reboot::Reboot, show::Show, start::Start, status::StatusArgs, stop::Stop,
+        tag::TagArgs, terminate::Terminate, top::Top, types::Types, untag::UntagArgs, wait::Wait,
+    },
+    value::{
+        disk::{Disk, format},
+        duration::Span,
+        net::Net,
+        size::Size,
+    },
 };
 
 /// Real Linux machines on KVM, driven by commands you know
@@ -29,9 +39,28 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<Run>),
+    Launch(Box<Launch>),
+    Ls(Ls),
+    Show(Show),
+    Start(Start),
+    Stop(Stop),
+    Reboot(Reboot),
+    Terminate(Terminate),
+    Modify(Modify),
+    Wait(Wait),
+    Console(ConsoleArgs),
+    Events(EventsArgs),
+    Tag(TagArgs),
+    Untag(UntagArgs),
+    Cost(CostArgs),
+    Top(Top),
+    #[command(subcommand)]
+    Key(KeyCommand),
     #[command(subcommand)]
     Image(ImageCommand),
     Types(Types),
+    Status(StatusArgs),
+    Backup(Backup),
     Completions(Completions),
     Man(Man),
 }
@@ -129,49 +158,22 @@ pub(crate) struct Run {
     pub(crate) kvm_device: PathBuf,
 }
 
-/// Look at disk images
+/// Key pairs, by which people log in
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    Create(KeyCreate),
+    Import(KeyImport),
+    Ls(KeyLs),
+    Rm(KeyRm),
+}
+
+/// Images that instances are launched from, and disk images
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
+    Register(ImageRegister),
+    Ls(ImageLs),
+    Rm(ImageRm),
     Inspect(Inspect),
-}
-
-/// Say what is on a disk image, and what it would boot
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Inspect {
-    /// Disk image: a file or a block device, raw or qcow2
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub(crate) file: PathBuf,
-    /// How FILE holds the disk: raw or qcow2 [default: qcow2 if its name ends so, else raw]
-    #[arg(long, value_parser = format)]
-    pub(crate) format: Option<Format>,
-    /// Print JSON and not a table
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// List EC2's instance types
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Types {
-    /// Only types whose name holds this, such as t3 or .micro
-    pub(crate) filter: Option<String>,
-    /// Print JSON and not a table
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Print the completion script of a shell
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Completions {
-    /// Which shell
-    pub(crate) shell: clap_complete::Shell,
-}
-
-/// Print the manual page, or write all of them to a folder
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Man {
-    /// Folder to write every page to
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub(crate) dir: Option<PathBuf>,
 }
 
 const SIZE: &str = "Size";

@@ -1,6 +1,32 @@
-//! The commands that print something and are done, one a file.
+//! The verbs, one a file: what may be typed, and what it does.
 
+pub(crate) mod backup;
+mod change_state;
 pub(crate) mod completions;
+pub(crate) mod console;
+pub(crate) mod cost;
+pub(crate) mod events;
 pub(crate) mod image_inspect;
+pub(crate) mod image_ls;
+pub(crate) mod image_register;
+pub(crate) mod image_rm;
+pub(crate) mod key_create;
+pub(crate) mod key_import;
+pub(crate) mod key_ls;
+pub(crate) mod key_rm;
+pub(crate) mod launch;
+pub(crate) mod ls;
 pub(crate) mod man;
+pub(crate) mod modify;
+pub(crate) mod reboot;
+mod remove;
+pub(crate) mod show;
+pub(crate) mod start;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod tag;
+pub(crate) mod terminate;
+pub(crate) mod top;
 pub(crate) mod types;
+pub(crate) mod untag;
+pub(crate) mod wait;

@@ -14,12 +14,22 @@ pub(crate) struct Environment {
     pub(crate) path: Option<OsString>,
     /// `TMPDIR`.
     pub(crate) tmpdir: Option<PathBuf>,
+    /// `EC2VMM_SOCKET`: the daemon's socket.
+    pub(crate) socket: Option<PathBuf>,
+    /// `NO_COLOR` (no-color.org), or a terminal that knows no colours.
+    pub(crate) plain: bool,
 }
 
 impl Environment {
     pub(crate) fn read() -> Self {
         let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        Self { vmm: path("EC2VMM_VMM"), path: std::env::var_os("PATH"), tmpdir: path("TMPDIR") }
+        Self {
+            vmm: path("EC2VMM_VMM"),
+            path: std::env::var_os("PATH"),
+            tmpdir: path("TMPDIR"),
+            socket: path("EC2VMM_SOCKET"),
+            plain: path("NO_COLOR").is_some() || std::env::var_os("TERM").is_some_and(|term| term == "dumb"),
+        }
     }
 
     /// Where what is thrown away is written meanwhile. It may grow as large as a disk, and `/tmp` is

@@ -6,7 +6,10 @@ use std::{io::Write, process::ExitCode};
 use ec2vmm_host::Explained;
 use ec2vmm_vmm_api::{Exit, Failure, FailureKind};
 
-use crate::output::{self, printable};
+use crate::{
+    client,
+    output::{self, printable},
+};
 
 /// An error that ends the command.
 #[derive(Debug, thiserror::Error)]
@@ -14,12 +17,46 @@ pub(crate) enum Error {
     /// Something failed, and here is what.
     #[error("{}", .0.message)]
     Failed(Failure),
+    /// The daemon says no, or nothing.
+    #[error(transparent)]
+    Daemon(#[from] client::Error),
+    /// What was named, or waited for, is not so.
+    #[error("{message}")]
+    Astray {
+        /// What.
+        trouble: Trouble,
+        /// What and where.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// It has been told already, and this is the exit status.
+    #[error("some of it failed")]
+    Told(u8),
     /// Whoever read our output reads no more; there is nobody to tell.
     #[error("the output was closed")]
     OutputClosed,
 }
 
+/// What is not as the command line has it; each has an exit status.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Trouble {
+    /// A name that names nothing, or more than one thing.
+    Name,
+    /// An instance is in a state from which it will not come to what is waited for.
+    State,
+    /// A file is there already.
+    FileExists,
+    /// Time is up.
+    Timeout,
+}
+
 impl Error {
+    /// Something is not as the command line has it.
+    pub(crate) fn astray(trouble: Trouble, message: impl Into<String>) -> Self {
+        Self::Astray { trouble, message: message.into(), hint: None }
+    }
+
     /// An error in words.
     pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self::Failed(Failure { kind, message: message.into(), hint: None })
@@ -27,8 +64,10 @@ impl Error {
 
     /// With what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        if let Self::Failed(failure) = &mut self {
-            failure.hint = Some(hint.into());
+        match &mut self {
+            Self::Failed(failure) => failure.hint = Some(hint.into()),
+            Self::Astray { hint: place, .. } => *place = Some(hint.into()),
+            Self::Daemon(_) | Self::Told(_) | Self::OutputClosed => {}
         }
         self
     }
@@ -37,19 +76,29 @@ impl Error {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Failed(failure) => Exit::Failed(failure.kind).code(),
+            Self::Daemon(error) => error.code(),
+            Self::Astray { trouble: Trouble::Name, .. } => 42,
+            Self::Astray { trouble: Trouble::State, .. } => 47,
+            Self::Astray { trouble: Trouble::FileExists, .. } => FailureKind::BadInput.code(),
+            Self::Astray { trouble: Trouble::Timeout, .. } => FailureKind::Timeout.code(),
+            Self::Told(code) => *code,
             Self::OutputClosed => output::CLOSED,
         }
     }
 
     /// Tells people on standard error.
     pub(crate) fn report(&self) -> ExitCode {
-        if let Self::Failed(Failure { kind, message, hint }) = self {
-            let hint = hint.as_deref().or(usual_hint(*kind));
-            let hint = hint.map(|hint| format!("hint: {}\n", printable(hint))).unwrap_or_default();
-            let message = printable(message);
-            // With standard error closed there is nobody left to tell; the exit status still says it.
-            let _ = write!(std::io::stderr().lock(), "ec2vmm: {message}\n{hint}");
-        }
+        let (message, hint) = match self {
+            Self::Failed(Failure { kind, message, hint }) => {
+                (message.clone(), hint.clone().or_else(|| usual_hint(*kind).map(str::to_owned)))
+            }
+            Self::Daemon(error) => (chain(error), error.hint()),
+            Self::Astray { message, hint, .. } => (message.clone(), hint.clone()),
+            Self::Told(_) | Self::OutputClosed => return self.code().into(),
+        };
+        let hint = hint.map(|hint| format!("hint: {}\n", printable(&hint))).unwrap_or_default();
+        // With standard error closed there is nobody left to tell; the exit status still says it.
+        let _ = write!(std::io::stderr().lock(), "ec2vmm: {}\n{hint}", printable(&message));
         self.code().into()
     }
 }

@@ -1,11 +1,17 @@
 //! Standard output of the commands that print and are done. A reader that has seen enough (`| head`) is
 //! no error that anybody wants to read about.
 
+pub(crate) mod progress;
+pub(crate) mod screen;
+pub(crate) mod span;
+pub(crate) mod table;
+
 use std::{
     io::{self, Write},
     process::ExitCode,
 };
 
+use ec2vmm_rest_api::InstanceState;
 use ec2vmm_vmm_api::FailureKind;
 use serde::Serialize;
 
@@ -30,20 +36,22 @@ pub(crate) fn print_json(value: &impl Serialize) -> Done {
     print(text + "\n")
 }
 
-/// Columns padded to their widest cell; the last one is left as it is.
-pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let widths: Vec<usize> = (0..N)
-        .map(|column| {
-            let cells = rows.iter().filter_map(|row| row.get(column).map(|cell| cell.chars().count()));
-            cells.chain(head.get(column).map(|cell| cell.len())).max().unwrap_or(0)
-        })
-        .collect();
-    let line = |cells: &[String; N]| {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-        padded.join("  ").trim_end().to_owned() + "\n"
-    };
-    std::iter::once(line(&head.map(str::to_owned))).chain(rows.iter().map(line)).collect()
+/// Names and what is known, which a stranger may have written.
+pub(crate) fn facts(found: &[(&str, String)]) -> String {
+    let width = found.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(FACT_WIDTH_MIN);
+    found.iter().map(|(name, fact)| format!("{name:width$}  {}\n", printable(fact))).collect()
+}
+
+/// EC2's name of a state.
+pub(crate) fn state_name(state: InstanceState) -> &'static str {
+    match state {
+        InstanceState::Pending => "pending",
+        InstanceState::Running => "running",
+        InstanceState::ShuttingDown => "shutting-down",
+        InstanceState::Terminated => "terminated",
+        InstanceState::Stopping => "stopping",
+        InstanceState::Stopped => "stopped",
+    }
 }
 
 /// Text from a stranger, made safe for a terminal: control characters are spelled out.
@@ -71,6 +79,7 @@ pub(crate) fn bytes(count: u64) -> String {
 
 /// The status of a program that SIGPIPE ended: 128 + 13.
 pub(crate) const CLOSED: u8 = 141;
+const FACT_WIDTH_MIN: usize = 11;
 
 #[cfg(test)]
 mod tests {
@@ -83,16 +92,5 @@ mod tests {
     fn sizes_for_people() {
         let sizes = [0, 1023, 1024, 1536, 1 << 20, 3 << 30, u64::MAX].map(super::bytes);
         assert_eq!(sizes, ["0 B", "1023 B", "1 KiB", "1.5 KiB", "1 MiB", "3 GiB", "16777215.9 TiB"]);
-    }
-
-    #[test]
-    fn columns_line_up() {
-        let rows = [["t3.micro".to_owned(), "2".to_owned()], ["x".to_owned(), String::new()]];
-        expect_test::expect![[r#"
-            TYPE      VCPUS
-            t3.micro  2
-            x
-        "#]]
-        .assert_eq(&super::table(["TYPE", "VCPUS"], &rows));
     }
 }

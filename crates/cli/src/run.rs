@@ -3,15 +3,10 @@
 mod console_file;
 mod ending;
 mod events;
-mod input;
-mod keys;
 mod launch;
 mod plan;
 mod power_button;
 mod session;
-mod signals;
-mod stream;
-mod terminal;
 
 use std::{
     process::ExitCode,
@@ -20,10 +15,11 @@ use std::{
 
 use ec2vmm_vmm_api::{Event, Exit, Failure};
 
-use self::{ending::Ending, plan::Plan, stream::Stream};
+use self::{ending::Ending, plan::Plan};
 use crate::{
     Done,
     args::Run,
+    console::stream::Stream,
     environment::Environment,
     error::{Error, failed_to},
     output,
@@ -52,7 +48,8 @@ fn tell_end(born: Instant, ending: &Result<Ending, Error>) -> Result<(), Error> 
         Ok(Ending::PowerOff) => (Exit::PowerOff, None),
         Ok(Ending::Signal(_)) => (Exit::Abandoned, None),
         Err(Error::Failed(failure)) => (Exit::Failed(failure.kind), Some(failure.clone())),
-        Err(Error::OutputClosed) => return Ok(()),
+        // Only the first comes from a machine.
+        Err(Error::OutputClosed | Error::Daemon(_) | Error::Astray { .. } | Error::Told(_)) => return Ok(()),
     };
     let us = u64::try_from(born.elapsed().as_micros()).unwrap_or(u64::MAX);
     let told = serde_json::to_string(&Event::Ended { us, exit, failure })

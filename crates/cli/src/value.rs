@@ -1,10 +1,16 @@
 //! Values that are typed in an option, each with its own grammar.
 
+pub(crate) mod count;
 pub(crate) mod disk;
 pub(crate) mod duration;
+pub(crate) mod filter;
+pub(crate) mod gib;
 pub(crate) mod mac;
+pub(crate) mod moment;
 pub(crate) mod net;
+pub(crate) mod settings;
 pub(crate) mod size;
+pub(crate) mod tag;
 
 /// Splits `FILE,key=value,flag` at single commas; two commas are one in a value.
 fn split_commas(text: &str) -> Vec<String> {

@@ -1,21 +1,43 @@
 //! `ec2vmm image inspect`.
 
+use std::path::PathBuf;
+
+use clap::ValueHint;
 use ec2vmm_host::disks;
 use ec2vmm_image::{
     Inspection, boot,
     inspect::{BootSummary, Volume, inspect},
     partition::TableKind,
 };
-use ec2vmm_vmm_api::Failure;
+use ec2vmm_vmm_api::{Failure, config::Format};
 
 use crate::{
     Done,
-    args::Inspect,
+    environment::Environment,
     error::{Error, chain},
-    output::{self, bytes, printable},
+    output::{
+        self, bytes, facts,
+        screen::Screen,
+        table::{Cell, Table, text, whole},
+    },
+    value::disk::format,
 };
 
-pub(crate) fn run(args: &Inspect) -> Done {
+/// Say what is on a disk image, and what it would boot
+#[derive(Debug, clap::Args)]
+pub(crate) struct Inspect {
+    /// Disk image: a file or a block device, raw or qcow2
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// How FILE holds the disk: raw or qcow2 [default: qcow2 if its name ends so, else raw]
+    #[arg(long, value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// Print JSON and not a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(crate) fn run(args: &Inspect, environment: &Environment) -> Done {
     let disk = disks::open_to_inspect(&args.file, args.format)?;
     let inspection = inspect(&disk).map_err(|error| {
         Error::Failed(Failure {
@@ -26,25 +48,35 @@ pub(crate) fn run(args: &Inspect) -> Done {
     })?;
     match args.json {
         true => output::print_json(&inspection),
-        false => output::print(describe(&inspection)),
+        false => output::print(describe(&inspection, Screen::stdout(environment.plain))),
     }
 }
 
-fn describe(inspection: &Inspection) -> String {
-    let mut text = facts(&disk_facts(inspection));
+fn describe(inspection: &Inspection, screen: Screen) -> String {
+    let mut told = facts(&disk_facts(inspection));
     if !inspection.partitions.is_empty() {
-        let rows: Vec<[String; 7]> = inspection.partitions.iter().map(row).collect();
-        text.push('\n');
-        text += &output::table(["PARTITION", "START", "SIZE", "HOLDS", "LABEL", "UUID", "FOR"], &rows);
+        let head = [
+            text("PARTITION"),
+            text("START"),
+            text("SIZE"),
+            text("HOLDS"),
+            text("LABEL"),
+            whole("UUID"),
+            text("FOR"),
+        ];
+        let mut table = Table::new(head);
+        inspection.partitions.iter().for_each(|volume| table.row(row(volume)));
+        told.push('\n');
+        told += &table.render(screen);
     }
-    text.push('\n');
-    text += &facts(&match (&inspection.boot, &inspection.boot_error) {
+    told.push('\n');
+    told += &facts(&match (&inspection.boot, &inspection.boot_error) {
         (Some(boot), _) => boot_facts(boot),
         (None, why) => {
             vec![("boots", format!("nothing: {}", why.as_deref().unwrap_or("it is not known why")))]
         }
     });
-    text
+    told
 }
 
 fn disk_facts(inspection: &Inspection) -> Vec<(&'static str, String)> {
@@ -65,18 +97,17 @@ fn disk_facts(inspection: &Inspection) -> Vec<(&'static str, String)> {
     found
 }
 
-fn row(volume: &Volume) -> [String; 7] {
+fn row(volume: &Volume) -> [Cell; 7] {
     let Volume { partition, filesystem, .. } = volume;
-    let or_none = |text: Option<&String>| text.map_or_else(|| "-".to_owned(), |text| printable(text));
     let holds = filesystem.as_ref();
     [
-        partition.number.to_string(),
-        bytes(partition.start),
-        bytes(partition.size),
-        holds.map_or("-", |found| found.kind.name()).to_owned(),
-        or_none(holds.and_then(|found| found.label.as_ref()).or(partition.name.as_ref())),
-        or_none(holds.and_then(|found| found.uuid.as_ref())),
-        printable(&partition.role),
+        partition.number.to_string().into(),
+        bytes(partition.start).into(),
+        bytes(partition.size).into(),
+        holds.map(|found| found.kind.name()).into(),
+        holds.and_then(|found| found.label.clone()).or(partition.name.clone()).into(),
+        holds.and_then(|found| found.uuid.clone()).into(),
+        partition.role.as_str().into(),
     ]
 }
 
@@ -104,10 +135,3 @@ fn boot_facts(boot: &BootSummary) -> Vec<(&'static str, String)> {
     found.push(("cmdline", entry.cmdline.clone()));
     found
 }
-
-/// Names and what is known, which a stranger may have written.
-fn facts(found: &[(&str, String)]) -> String {
-    found.iter().map(|(name, fact)| format!("{name:FACT_WIDTH$}  {}\n", printable(fact))).collect()
-}
-
-const FACT_WIDTH: usize = 11;

@@ -1,16 +1,23 @@
 //! `ec2vmm man`.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, ValueHint};
 use ec2vmm_vmm_api::FailureKind;
 
-use crate::{
-    Done,
-    args::{Args, Man},
-    error::Error,
-    output,
-};
+use crate::{Done, args::Args, error::Error, output};
+
+/// Print the manual page, or write all of them to a folder
+#[derive(Debug, clap::Args)]
+pub(crate) struct Man {
+    /// Folder to write every page to
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
 
 pub(crate) fn run(args: &Man) -> Done {
     match &args.dir {

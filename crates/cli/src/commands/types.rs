@@ -3,9 +3,28 @@
 use ec2vmm_model::InstanceType;
 use ec2vmm_vmm_api::FailureKind;
 
-use crate::{Done, args::Types, error::Error, output};
+use crate::{
+    Done,
+    environment::Environment,
+    error::Error,
+    output::{
+        self,
+        screen::Screen,
+        table::{Cell, Table, text, whole},
+    },
+};
 
-pub(crate) fn run(args: &Types) -> Done {
+/// List EC2's instance types
+#[derive(Debug, clap::Args)]
+pub(crate) struct Types {
+    /// Only types whose name holds this, such as t3 or .micro
+    pub(crate) filter: Option<String>,
+    /// Print JSON and not a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(crate) fn run(args: &Types, environment: &Environment) -> Done {
     let filter = args.filter.as_deref().unwrap_or_default().to_ascii_lowercase();
     let types: Vec<InstanceType> = InstanceType::all().filter(|found| found.name.contains(&filter)).collect();
     if args.json {
@@ -15,25 +34,33 @@ pub(crate) fn run(args: &Types) -> Done {
         let message = format!("no instance type has `{filter}` in its name");
         return Err(Error::new(FailureKind::UnknownType, message).hint("`ec2vmm types` lists them all"));
     }
-    let rows: Vec<[String; 7]> = types.iter().map(row).collect();
-    let head = ["TYPE", "VCPUS", "MEMORY", "ARCH", "NETWORK", "BURSTABLE", "USD/HOUR"];
-    output::print(output::table(head, &rows))
+    let mut table = Table::new([
+        whole("TYPE"),
+        text("VCPUS"),
+        text("MEMORY"),
+        text("ARCH"),
+        text("NETWORK"),
+        text("BURSTABLE"),
+        text("USD/HOUR"),
+    ]);
+    types.iter().for_each(|found| table.row(row(found)));
+    output::print(table.render(Screen::stdout(environment.plain)))
 }
 
-fn row(found: &InstanceType) -> [String; 7] {
+fn row(found: &InstanceType) -> [Cell; 7] {
     [
-        found.name.to_owned(),
-        found.vcpus.to_string(),
-        gibibytes(found.memory_mib),
-        found.arch.name().to_owned(),
-        found.network_performance.to_owned(),
-        if found.burstable { "yes" } else { "no" }.to_owned(),
-        found.usd_per_hour.map_or_else(|| "-".to_owned(), |price| price.to_string()),
+        found.name.into(),
+        found.vcpus.to_string().into(),
+        gibibytes(found.memory_mib).into(),
+        found.arch.name().into(),
+        found.network_performance.into(),
+        if found.burstable { "yes" } else { "no" }.into(),
+        found.usd_per_hour.map(|price| price.to_string()).into(),
     ]
 }
 
 /// MiB as GiB, exactly: EC2's types are multiples of 1/8 GiB but for a few that are shown in MiB.
-fn gibibytes(mib: u64) -> String {
+pub(super) fn gibibytes(mib: u64) -> String {
     match mib % 128 {
         0 => format!("{} GiB", (mib / 128) as f64 / 8.0),
         _ => format!("{mib} MiB"),

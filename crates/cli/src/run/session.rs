@@ -24,15 +24,17 @@ use rustix::{
 use super::{
     ending::{Cause, Ending, conclude},
     events::{End, Heard, Lines, hear},
-    input::Input,
-    keys::{HELP, Key},
     launch::{Launched, launch},
     plan::{Console, Plan},
     power_button::PowerButton,
-    signals::Signals,
-    stream::{State, Stream, timespec},
 };
 use crate::{
+    console::{
+        input::Input,
+        keys::{HELP, Key},
+        signals::Signals,
+        stream::{State, Stream, timespec},
+    },
     error::{Error, failed_to},
     output::printable,
 };
