@@ -3,8 +3,8 @@
 //! Invariant: only an interface that exists is opened. The kernel's own call would make a new one of the
 //! same name, which nothing is plugged into.
 
-// The one ioctl that attaches to an interface has no safe wrapper.
-#![allow(unsafe_code, reason = "TUNSETIFF")]
+// The ioctls that attach to an interface and keep it have no safe wrapper.
+#![allow(unsafe_code, reason = "TUNSETIFF, TUNSETPERSIST")]
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,7 +17,7 @@ use ec2vmm_vmm_api::FailureKind;
 use rustix::{
     fs::OFlags,
     io::Errno,
-    ioctl::{self, Opcode, Updater},
+    ioctl::{self, IntegerSetter, Opcode, Updater},
 };
 
 use uuid::Uuid;
@@ -123,22 +123,46 @@ pub fn open(name: &str) -> Result<Tap, Error> {
         }
         _ => Error::Open { name: name.to_owned(), source },
     };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-        .open("/dev/net/tun")
-        .map_err(failed)?;
-    let mut request = Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
-    // SAFETY: `Request` has the size and layout of the kernel's `struct ifreq`, which TUNSETIFF reads and writes.
-    let attach = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
-    // SAFETY: the opcode and the type belong together, see above; the kernel keeps no pointer.
-    unsafe { ioctl::ioctl(&file, attach) }.map_err(|errno| failed(errno.into()))?;
+    let file = attach(name).map_err(failed)?;
     // Removed since we looked: then this one is new and goes with the descriptor.
     match Found::look(name) {
         Ok(attached) if attached.index == found.index => Ok(Tap { file, is_up: attached.is_up }),
         _ => Err(Error::Missing { name: name.to_owned() }),
     }
+}
+
+/// Attaches to the tap of this name in the calling thread's network namespace, and makes it where there is
+/// none: then it goes with the descriptor, unless it is [kept](keep).
+///
+/// # Errors
+/// The kernel's: `EBUSY` where another process has it, `EINVAL` where it is no tap.
+pub(crate) fn attach(name: &str) -> io::Result<File> {
+    if name.is_empty() || name.len() >= IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open("/dev/net/tun")?;
+    let mut request = Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
+    // SAFETY: `Request` has the size and layout of the kernel's `struct ifreq`, which TUNSETIFF reads and writes.
+    let attach = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
+    // SAFETY: the opcode and the type belong together, see above; the kernel keeps no pointer.
+    unsafe { ioctl::ioctl(&file, attach) }?;
+    Ok(file)
+}
+
+/// Lets a tap stay when nobody has it.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn keep(tap: &File) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes a number for its argument.
+    let keep = unsafe { IntegerSetter::<TUNSETPERSIST>::new_usize(1) };
+    // SAFETY: as above; the descriptor is a tap's, or the kernel says that it is not.
+    unsafe { ioctl::ioctl(tap, keep) }?;
+    Ok(())
 }
 
 /// The address of the card at the other end of a tap: locally administered, made from the tap's name and
@@ -220,6 +244,7 @@ const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const TUNSETIFF: Opcode = ioctl::opcode::write::<i32>(b'T', 202);
+const TUNSETPERSIST: Opcode = ioctl::opcode::write::<i32>(b'T', 203);
 
 #[cfg(test)]
 mod tests {

@@ -90,14 +90,6 @@ pub enum Error {
         /// Whose.
         interface: InterfaceId,
     },
-    /// The kernel refused what was asked by netlink.
-    #[error("cannot {what}")]
-    Netlink {
-        /// What.
-        what: String,
-        /// Why.
-        source: rtnetlink::Error,
-    },
     /// `nft` refused a transaction.
     #[error("nft refused to {what}: {said}")]
     Firewall {
