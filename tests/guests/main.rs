@@ -12,8 +12,10 @@
 )]
 
 mod bad_images;
+mod daemon;
 mod debian;
 mod hard_kills;
+mod instances;
 mod machine;
 mod minimal;
 mod network;
