@@ -15,7 +15,7 @@ use rusqlite::{
     backup::{self, StepResult},
 };
 
-use crate::{Store, writer::Writer};
+use crate::Store;
 
 /// Why there is no backup.
 #[derive(Debug, thiserror::Error)]
@@ -71,49 +71,60 @@ impl Store {
     /// # Errors
     /// [`BackupError`]. There is then no file of that name but what was there before.
     pub fn backup(&self, path: &Path) -> Result<(), BackupError> {
-        let failed = |source| BackupError::Io { path: path.to_owned(), source };
-        let sqlite = |source| BackupError::Sqlite { path: path.to_owned(), source };
-        if path.symlink_metadata().is_ok() {
-            return Err(BackupError::Exists { path: path.to_owned() });
-        }
-        let folder = folder_of(path);
-        // Readable by its owner only, and gone where it is dropped.
-        let file = tempfile::Builder::new().prefix(".backup-").tempfile_in(folder).map_err(failed)?;
-        let copy = self.copy_to(open_copy(file.path()).map_err(sqlite)?).ok_or(BackupError::Closed)?;
-        finish_copy(&copy.map_err(sqlite)?, path)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist_noclobber(path).map_err(|error| match error.error.kind() {
-            io::ErrorKind::AlreadyExists => BackupError::Exists { path: path.to_owned() },
-            _ => failed(error.error),
-        })?;
-        sync_folder(folder).map_err(failed)
+        make(path, |copy| self.copy_to(copy))
     }
 
     /// Has the thread that has the file do it. None where there is no such thread any more.
-    fn copy_to(&self, copy: Connection) -> Option<rusqlite::Result<Connection>> {
+    fn copy_to(&self, mut copy: Connection) -> Option<rusqlite::Result<Connection>> {
         let (sender, answer) = mpsc::sync_channel(1);
         self.queue().push_job(Box::new(move |writer| {
+            // SQLite brings what is committed between the steps to the copy too.
+            let source = writer.database().connection();
+            let done = step_by_step(source, &mut copy, || writer.commit_waiting());
             // Fails where the waiting thread is gone.
-            let _ = sender.send(step_by_step(writer, copy));
+            let _ = sender.send(done.map(|()| copy));
         }));
         answer.recv().ok()
     }
 }
 
-/// Transactions are committed between the steps: SQLite brings what they change to the copy too.
-fn step_by_step(writer: &Writer, mut copy: Connection) -> rusqlite::Result<Connection> {
-    {
-        let backup = backup::Backup::new(writer.database().connection(), &mut copy)?;
-        loop {
-            match backup.step(STEP_PAGES)? {
-                StepResult::Done => break,
-                StepResult::More => writer.commit_waiting(),
-                // Nobody else has either file.
-                _ => return Err(busy()),
-            }
+/// Copies a file that nobody else has yet, such as before its schema is changed.
+pub(crate) fn copy(source: &Connection, path: &Path) -> Result<(), BackupError> {
+    make(path, |mut copy| Some(step_by_step(source, &mut copy, || ()).map(|()| copy)))
+}
+
+fn make(
+    path: &Path,
+    copy_to: impl FnOnce(Connection) -> Option<rusqlite::Result<Connection>>,
+) -> Result<(), BackupError> {
+    let failed = |source| BackupError::Io { path: path.to_owned(), source };
+    let sqlite = |source| BackupError::Sqlite { path: path.to_owned(), source };
+    if path.symlink_metadata().is_ok() {
+        return Err(BackupError::Exists { path: path.to_owned() });
+    }
+    let folder = folder_of(path);
+    // Readable by its owner only, and gone where it is dropped.
+    let file = tempfile::Builder::new().prefix(".backup-").tempfile_in(folder).map_err(failed)?;
+    let copy = copy_to(open_copy(file.path()).map_err(sqlite)?).ok_or(BackupError::Closed)?;
+    finish_copy(&copy.map_err(sqlite)?, path)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist_noclobber(path).map_err(|error| match error.error.kind() {
+        io::ErrorKind::AlreadyExists => BackupError::Exists { path: path.to_owned() },
+        _ => failed(error.error),
+    })?;
+    sync_folder(folder).map_err(failed)
+}
+
+fn step_by_step(source: &Connection, copy: &mut Connection, between: impl Fn()) -> rusqlite::Result<()> {
+    let backup = backup::Backup::new(source, copy)?;
+    loop {
+        match backup.step(STEP_PAGES)? {
+            StepResult::Done => return Ok(()),
+            StepResult::More => between(),
+            // Nobody else has either file.
+            _ => return Err(busy()),
         }
     }
-    Ok(copy)
 }
 
 fn open_copy(path: &Path) -> rusqlite::Result<Connection> {

@@ -2,7 +2,10 @@
 //!
 //! A kind's name is for ever. Kinds of one crate only are declared there.
 
-use ec2vmm_model::{Instance, images::Image, key_pairs::KeyPair, networks::Network, volumes::Volume};
+use ec2vmm_model::{
+    Instance, credits::Account, images::Image, key_pairs::KeyPair, ledger::Entry, networks::Network,
+    volumes::Volume,
+};
 
 use crate::Record;
 
@@ -35,6 +38,22 @@ impl Record for Network {
 
     fn key(&self) -> String {
         self.vpc.to_string()
+    }
+}
+
+impl Record for Entry {
+    const KIND: &'static str = "ledger_entry";
+
+    fn key(&self) -> String {
+        self.key()
+    }
+}
+
+impl Record for Account {
+    const KIND: &'static str = "credit_account";
+
+    fn key(&self) -> String {
+        self.instance.to_string()
     }
 }
 

@@ -22,35 +22,42 @@ pub(crate) enum Refused {
     /// Somebody has it: who, where that can be told.
     Held(Option<u32>),
     /// The lock's file cannot be opened.
-    Io(io::Error),
+    Io {
+        /// That file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl Lock {
     pub(crate) fn take(database: &Path) -> Result<Self, Refused> {
-        let path = path_of(database);
+        let path = beside(database, ".lock");
+        let failed = |source| Refused::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path)
-            .map_err(Refused::Io)?;
+            .open(&path)
+            .map_err(failed)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Refused::Held(holder(&mut file))),
-            Err(error) => return Err(Refused::Io(error.into())),
+            Err(error) => return Err(failed(error.into())),
         }
         // Who reads half of it, or the last holder's, is told less; the lock is what counts.
         let named = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        named.map_err(Refused::Io)?;
+        named.map_err(failed)?;
         Ok(Self { _file: file })
     }
 }
 
-fn path_of(database: &Path) -> PathBuf {
+/// The name of a file that belongs to the database.
+pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = OsString::from(database);
-    path.push(".lock");
+    path.push(suffix);
     path.into()
 }
 

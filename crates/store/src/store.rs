@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    fmt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
     thread::JoinHandle,
@@ -54,8 +55,7 @@ impl Store {
         Self::start(Database::in_memory()?)
     }
 
-    fn start(database: Database) -> Result<Self, OpenError> {
-        let state = database.load()?;
+    fn start((database, state): (Database, State)) -> Result<Self, OpenError> {
         let shared = Arc::new(Shared {
             state: RwLock::new(state),
             queue: Queue::default(),
@@ -200,6 +200,12 @@ impl Drop for Handle {
         {
             tracing::error!("the store's writer ended by a panic");
         }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Store").finish_non_exhaustive()
     }
 }
 

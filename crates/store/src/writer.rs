@@ -27,8 +27,8 @@ pub enum DiskError {
         /// What SQLite says.
         source: Arc<rusqlite::Error>,
     },
-    /// Reading or writing failed. Where it was the last flush that failed, and the machine stops before
-    /// the next transaction, the refused ones may be there after all: each of them whole.
+    /// Reading or writing failed. Where it was the last flush that failed, nothing can be written since,
+    /// and the machine stops, the refused transactions may be there after all: each of them whole.
     #[error("the database cannot be read or written")]
     Io {
         /// What SQLite says.
@@ -203,6 +203,12 @@ impl Writer {
             transactions = batch.len(),
             "transactions could not be written"
         );
+        if let Err(error) = self.database.write_over() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the database still cannot be written to"
+            );
+        }
         {
             let mut state = write_lock(&self.shared.state);
             // Nobody accepts while the lock is held: these are all that may have seen the refused ones.
@@ -215,6 +221,107 @@ impl Writer {
         }
         for accepted in batch {
             let _ = accepted.answer.send(Err(error.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use ec2vmm_model::networks::Network;
+    use proptest::prelude::{ProptestConfig, any, proptest};
+
+    use super::DiskError;
+    use crate::{Error, Expect, Keys, Store};
+
+    fn network(number: u64) -> Network {
+        let [vpc, subnet] = ["vpc", "subnet"].map(|prefix| format!("{prefix}-{number:017x}"));
+        let base = std::net::Ipv4Addr::new(10, 0, 0, 0);
+        Network { vpc: vpc.parse().unwrap(), subnet: subnet.parse().unwrap(), base, prefix: 16 }
+    }
+
+    /// So many pages, of 4 KiB, may the database have.
+    fn limit_pages(store: &Store, pages: u32) {
+        let done = std::sync::Arc::new(Barrier::new(2));
+        let reached = std::sync::Arc::clone(&done);
+        store.queue().push_job(Box::new(move |writer| {
+            writer.database().connection().pragma_update(None, "max_page_count", pages).unwrap();
+            reached.wait();
+        }));
+        done.wait();
+    }
+
+    fn found(store: &Store) -> Vec<(String, u64)> {
+        let found = store.range::<Network>(&Keys::all()).unwrap();
+        found.iter().map(|network| (network.vpc.to_string(), network.version.as_u64())).collect()
+    }
+
+    #[test]
+    fn a_full_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let store = Store::open(&path).unwrap();
+        store.put(&network(0), Expect::Absent).unwrap();
+        limit_pages(&store, 8);
+        let mut watch = store.watch();
+        let refused = store
+            .transact(|transaction| {
+                (1..1000).try_for_each(|number| transaction.put(network(number), Expect::Absent))?;
+                transaction.delete::<Network>(network(0).vpc.as_str(), Expect::Any)
+            })
+            .unwrap_err();
+        assert!(matches!(refused, Error::Disk(DiskError::Full { .. })), "{refused}");
+        assert!(refused.hint().is_some());
+        assert_eq!(watch.try_next(), Ok(None));
+        assert_eq!(found(&store).len(), 1);
+        limit_pages(&store, 10_000);
+        store.put(&network(1), Expect::Absent).unwrap();
+        let before = found(&store);
+        drop(store);
+        assert_eq!(found(&Store::open(&path).unwrap()), before);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        /// Each network that is made has the number of those before it. A thread that built on what was
+        /// refused afterwards would leave a gap.
+        #[test]
+        fn nothing_is_built_on_what_was_refused(pages in 4_u32..12, seed in any::<u8>()) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("db");
+            let store = Store::open(&path).unwrap();
+            limit_pages(&store, pages);
+            let refused = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for _ in 0..6 {
+                    scope.spawn(|| (0..60).for_each(|turn| {
+                        let made = store.transact(|transaction| {
+                            let number = transaction.range::<Network>(&Keys::all())?.len();
+                            transaction.put(network(u64::try_from(number).unwrap()), Expect::Absent)?;
+                            Ok::<_, Error>(number)
+                        });
+                        match made {
+                            Ok(number) => assert!(found(&store).len() > number),
+                            Err(Error::Disk(DiskError::Full { .. })) => refused.store(true, Ordering::Relaxed),
+                            Err(error) => panic!("{error}"),
+                        }
+                        if turn == seed % 60 {
+                            limit_pages(&store, pages + 2);
+                        }
+                    }));
+                }
+            });
+            let found_in_memory = found(&store);
+            drop(store);
+            let store = Store::open(&path).unwrap();
+            assert_eq!(found(&store), found_in_memory);
+            let expected: Vec<_> = (0..).map(|number| network(number).vpc.to_string()).take(found_in_memory.len()).collect();
+            assert_eq!(found(&store).into_iter().map(|(vpc, _)| vpc).collect::<Vec<_>>(), expected);
+            assert!(refused.load(Ordering::Relaxed), "the limit was never reached");
         }
     }
 }

@@ -21,13 +21,11 @@ pub(crate) fn thing(name: &str, count: u64) -> Thing {
     Thing { name: name.to_owned(), count }
 }
 
-#[expect(clippy::unwrap_used, reason = "a test that cannot write fails")]
 pub(crate) fn put(store: &Store, name: &str, count: u64) {
     store.put(&thing(name, count), Expect::Any).unwrap();
 }
 
 /// All things: `a=1 b=2`.
-#[expect(clippy::unwrap_used, reason = "a test that cannot read fails")]
 pub(crate) fn all(store: &Store) -> String {
     let things = store.range::<Thing>(&Keys::all()).unwrap();
     let things: Vec<_> = things.iter().map(|thing| format!("{}={}", thing.name, thing.count)).collect();
