@@ -38,3 +38,57 @@ pub enum DiskFormat {
     /// QEMU copy-on-write, version 2 or 3.
     Qcow2,
 }
+
+/// What is no name of an image: `InvalidAMIName.Malformed`.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("an image's name is {NAME_CHARS_MIN} to {NAME_CHARS_MAX} letters, digits and ()[] ./-'@_")]
+pub struct InvalidName;
+
+/// What is no description of an image: `InvalidParameterValue`.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("an image's description has at most {DESCRIPTION_CHARS_MAX} characters, and no control characters")]
+pub struct InvalidDescription;
+
+/// Whether an image can be called so: EC2 API Reference, `RegisterImage`.
+///
+/// # Errors
+/// [`InvalidName`].
+pub fn check_name(name: &str) -> Result<(), InvalidName> {
+    let fits = (NAME_CHARS_MIN..=NAME_CHARS_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"()[] ./-'@_".contains(&byte));
+    fits.then_some(()).ok_or(InvalidName)
+}
+
+/// Whether an image can be described so.
+///
+/// # Errors
+/// [`InvalidDescription`].
+pub fn check_description(description: &str) -> Result<(), InvalidDescription> {
+    let fits =
+        description.chars().count() <= DESCRIPTION_CHARS_MAX && !description.chars().any(char::is_control);
+    fits.then_some(()).ok_or(InvalidDescription)
+}
+
+/// Shortest name.
+pub const NAME_CHARS_MIN: usize = 3;
+/// Longest name.
+pub const NAME_CHARS_MAX: usize = 128;
+/// Longest description.
+pub const DESCRIPTION_CHARS_MAX: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::{check_description, check_name};
+
+    #[test]
+    fn names() {
+        for name in ["abc", "debian-12", "a (b) [c] ./-'@_", &"n".repeat(128)] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "ab", "a:b", "debian\n12", "\u{fc}ber", &"n".repeat(129)] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_description("").is_ok() && check_description(&"\u{fc}".repeat(255)).is_ok());
+        assert!(check_description(&"d".repeat(256)).is_err() && check_description("a\0").is_err());
+    }
+}

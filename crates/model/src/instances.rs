@@ -36,7 +36,8 @@ pub struct Instance {
     /// Where it is in its life.
     pub state: State,
     /// Number of the present attempt at the present state: two starts of one instance differ in it.
-    /// Counted up by every request that changes the state.
+    /// Counted up by every request that changes the state, and where it is started again after a loss.
+    /// While it is pending or running, the generation of its machine.
     pub generation: u64,
     /// It has never been running: a launch that fails now ends it. True at launch; the record clears it.
     /// A record that does not say is of an instance that may have data to lose.

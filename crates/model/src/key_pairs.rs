@@ -33,3 +33,38 @@ pub enum KeyKind {
     /// Edwards curve.
     Ed25519,
 }
+
+/// What is no name of a key pair: `InvalidParameterValue`.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a key pair's name is 1 to {NAME_BYTES_MAX} printable ASCII characters, without blanks at its ends")]
+pub struct InvalidName;
+
+/// Whether a key pair can be called so: EC2 API Reference, `CreateKeyPair`.
+///
+/// # Errors
+/// [`InvalidName`].
+pub fn check_name(name: &str) -> Result<(), InvalidName> {
+    let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        && name.trim() == name;
+    fits.then_some(()).ok_or(InvalidName)
+}
+
+/// Longest name.
+pub const NAME_BYTES_MAX: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::{NAME_BYTES_MAX, check_name};
+
+    #[test]
+    fn names() {
+        let long = "k".repeat(NAME_BYTES_MAX);
+        for name in ["k", "my-key", "a b/c:d@e", "..", &long] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", " ", " k", "k ", "schl\u{fc}ssel", "a\nb", "a\0", &format!("{long}k")] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+    }
+}

@@ -90,11 +90,7 @@ impl Instance {
                 }
                 // The way out of it is a request's or was taken before: that reason stays.
                 State::Stopped if from == State::Stopping => {}
-                State::Stopped => self.blame(news),
-                State::ShuttingDown => {
-                    self.generation += 1;
-                    self.blame(news);
-                }
+                State::Stopped | State::ShuttingDown => self.blame(news),
                 State::Stopping => {}
             }
             // Whatever came after pending, the launch is over, and there may be data to lose.

@@ -148,9 +148,16 @@ impl World {
                 self.volumes.remove(&id);
                 self.known.volumes.push((id, Presence::Absent));
             }
-            Step::Record(news) => self.hear(&news),
+            Step::Record(news) => {
+                let starts = Machine::Running { generation: instance.generation };
+                prop_assert!(news != News::Started || self.machine == starts, "recorded what was not seen");
+                self.hear(&news);
+            }
             Step::WaitUntil(time) => {
                 prop_assert!(time > self.now);
+                // However often the clock went back in between.
+                let fades = instance.state == State::Terminated;
+                prop_assert!(fades || time.ms_since(self.now) <= GRACE_MS, "waits for the past");
                 self.now = time;
             }
             Step::Forget => self.instance = None,
@@ -324,7 +331,9 @@ proptest! {
 /// Steps of an undisturbed life, in order.
 fn story(world: &mut World) -> String {
     let mut steps = Vec::new();
-    while let Some(instance) = &world.instance {
+    while let Some(instance) = &world.instance
+        && steps.len() < STEPS_MAX
+    {
         let step = next_step(instance, &world.see(instance));
         steps.push(match &step {
             Step::EnsureVolume(_) => "EnsureVolume".to_owned(),
@@ -348,14 +357,22 @@ fn an_undisturbed_life() {
         world.instance.as_mut().unwrap().ask(request, now).unwrap();
         story(world)
     };
-    expect!["EnsureVolume, EnsureVolume, EnsureNetwork, EnsureInterface, StartMachine, Record(Started), Done"].assert_eq(&story(&mut world));
+    expect![
+        "EnsureVolume, EnsureVolume, EnsureNetwork, EnsureInterface, StartMachine, Record(Started), Done"
+    ]
+    .assert_eq(&story(&mut world));
     expect!["Reset, Done"].assert_eq(&ask(&mut world, Request::Reboot));
-    expect!["PressPowerButton, Record(Ended(PoweredOff)), RemoveMachine, RemoveInterface, Done"].assert_eq(&ask(&mut world, Request::Stop));
-    expect!["EnsureInterface, StartMachine, Record(Started), Done"].assert_eq(&ask(&mut world, Request::Start));
+    expect!["PressPowerButton, Record(Ended(PoweredOff)), RemoveMachine, RemoveInterface, Done"]
+        .assert_eq(&ask(&mut world, Request::Stop));
+    expect!["EnsureInterface, StartMachine, Record(Started), Done"]
+        .assert_eq(&ask(&mut world, Request::Start));
     world.heeds_button = false;
     expect!["PressPowerButton, Wait 30 s, KillMachine, Record(Ended(Killed)), RemoveMachine, RemoveInterface, Done"].assert_eq(&ask(&mut world, Request::Stop));
     ask(&mut world, Request::Start);
-    expect!["KillMachine, RemoveMachine, RemoveInterface, DeleteVolume, Record(Cleared), Wait 3600 s, Forget"].assert_eq(&ask(&mut world, Request::ForceTerminate));
+    expect![
+        "KillMachine, RemoveMachine, RemoveInterface, DeleteVolume, Record(Cleared), Wait 3600 s, Forget"
+    ]
+    .assert_eq(&ask(&mut world, Request::ForceTerminate));
 }
 
 #[test]
@@ -377,6 +394,41 @@ fn an_adopted_machine_is_served_again() {
     story(&mut world);
     world.known = Mind::default();
     expect!["EnsureNetwork, EnsureInterface, Done"].assert_eq(&story(&mut world));
+}
+
+#[test]
+fn what_is_remembered_of_another_machine_or_time_counts_for_nothing() {
+    let mut stopping = samples::pending();
+    stopping.state = State::Stopping;
+    let mut seen = World::new(GuestShutdown::Stop, AfterLoss::Stop, false).see(&stopping);
+    seen.machine = Machine::Running { generation: 5 };
+    let now = seen.now;
+    let mut stop = |generation, at| {
+        seen.button = Some(ButtonPress { generation, at });
+        next_step(&stopping, &seen)
+    };
+    assert_eq!(stop(5, now), Step::WaitUntil(now.plus_ms(GRACE_MS)));
+    assert_eq!(stop(4, now), Step::PressPowerButton);
+    assert_eq!(stop(5, now.plus_ms(1)), Step::PressPowerButton);
+    assert_eq!(stop(5, Time::from_unix_ms(0)), Step::KillMachine);
+    seen.grace_ms = 0;
+    seen.button = None;
+    assert_eq!(next_step(&stopping, &seen), Step::KillMachine);
+
+    let mut pending = samples::pending();
+    pending.volumes.clear();
+    let mut world = World::new(GuestShutdown::Stop, AfterLoss::Stop, false);
+    (world.known.network, world.known.interface) = (Presence::Present, Presence::Present);
+    let mut seen = world.see(&pending);
+    let mut start = |generation, count, at| {
+        let failure = StartFailure { fault: Fault::Host, detail: String::new() };
+        seen.failed_start = Some(FailedStart { generation, count, at, failure });
+        next_step(&pending, &seen)
+    };
+    assert_eq!(start(1, 1, now), Step::WaitUntil(now.plus_ms(backoff_ms(1))));
+    assert_eq!(start(0, STARTS_MAX, now), Step::StartMachine);
+    assert_eq!(start(1, 1, now.plus_ms(1)), Step::StartMachine);
+    assert!(matches!(start(1, STARTS_MAX, now), Step::Record(News::StartFailed(_))));
 }
 
 #[test]
