@@ -2,6 +2,8 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
+use crate::Error;
+
 /// How a cloud shall be.
 #[derive(Clone)]
 pub struct Config {
@@ -47,6 +49,29 @@ impl Default for Config {
             events_max: 20_000,
             faults: None,
         }
+    }
+}
+
+impl Config {
+    /// What of it makes no sense.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let invalid = |message: String| Err(Error::InvalidValue { message, hint: None });
+        let factor = |factor: f64| factor.is_finite() && (0.01..=1_000.0).contains(&factor);
+        if !factor(self.cpu_overcommit) || !factor(self.memory_overcommit) {
+            return invalid("an overcommit ratio is a number from 0.01 to 1000".to_owned());
+        }
+        if !(16..=28).contains(&self.network_prefix) {
+            return invalid(format!("a network's prefix is 16 to 28 bits long, not {}", self.network_prefix));
+        }
+        let host_bits = u32::MAX >> self.network_prefix;
+        if u32::from(self.network_base) & host_bits != 0 {
+            let (base, prefix) = (self.network_base, self.network_prefix);
+            return invalid(format!("{base}/{prefix} is no network: bits beyond the prefix are set"));
+        }
+        if self.credits_every.is_zero() || self.sweep_every.is_zero() {
+            return invalid("an interval must not be zero".to_owned());
+        }
+        Ok(())
     }
 }
 

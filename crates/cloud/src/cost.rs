@@ -1,6 +1,30 @@
 //! What the same use costs on AWS, on demand.
 
-impl crate::Cloud {
-    /// What was used from `from` (nothing: ever since) to `to` (nothing: now), and what that costs on AWS.
-    pub async fn cost(&self, from: Option<ec2vmm_model::Time>, to: Option<ec2vmm_model::Time>) -> Result<ec2vmm_model::cost::Report, crate::Error> { todo!() }
+use ec2vmm_model::{
+    cost::{self, Period, Report},
+    ledger::Entry,
+};
+use ec2vmm_store::Keys;
+
+use crate::{Cloud, Error, cloud::blocking};
+
+impl Cloud {
+    /// What was used in a period, and what that costs on AWS.
+    ///
+    /// # Errors
+    /// A period that ends before it begins; the ledger cannot be read.
+    pub async fn cost(&self, period: Period) -> Result<Report, Error> {
+        if let (Some(from), Some(to)) = (period.from, period.to)
+            && from > to
+        {
+            let message = format!("The period ends ({to}) before it begins ({from}).");
+            return Err(Error::InvalidValue { message, hint: None });
+        }
+        let (store, now) = (self.inner.store.clone(), self.inner.now());
+        blocking(move || {
+            let entries = store.range::<Entry>(&Keys::all())?;
+            Ok(cost::report(entries.iter().map(|entry| &*entry.record), period, now))
+        })
+        .await
+    }
 }

@@ -1,5 +1,10 @@
 //! Operations on instances.
 
+mod attributes;
+mod describe;
+mod launch;
+mod power;
+
 use std::{net::Ipv4Addr, sync::Arc};
 
 use ec2vmm_model::{
@@ -11,12 +16,20 @@ use ec2vmm_model::{
     volumes::{Volume, VolumeKind},
 };
 
-use crate::{filters::Filter, page::Paging};
+use ec2vmm_store::{Store, Stored, Transaction};
+
+use crate::{
+    Error,
+    error::Noun,
+    filters::Filter,
+    ids::{self, parse_all},
+    page::Paging,
+};
 
 /// What is to be launched.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
-    /// Id of the image.
+    /// Id or name of the image.
     pub image: String,
     /// Name of the instance type.
     pub instance_type: String,
@@ -132,38 +145,36 @@ impl Default for RootVolume {
     }
 }
 
-impl crate::Cloud {
-    /// `RunInstances`: all or nothing between the counts; answers with `pending`.
-    pub async fn launch(&self, launch: Launch) -> Result<Reservation, crate::Error> { todo!() }
-    /// `DescribeInstances`: those of one reservation may come on several pages.
-    pub async fn describe_instances(&self, what: &DescribeInstances) -> Result<crate::page::Page<Described>, crate::Error> { todo!() }
-    /// One instance.
-    pub async fn instance(&self, id: &str) -> Result<Described, crate::Error> { todo!() }
-    /// `StartInstances`.
-    pub async fn start_instances(&self, ids: &[String]) -> Result<Vec<StateChange>, crate::Error> { todo!() }
-    /// `StopInstances`; `force` does not ask the guest.
-    pub async fn stop_instances(&self, ids: &[String], force: bool) -> Result<Vec<StateChange>, crate::Error> { todo!() }
-    /// `RebootInstances`.
-    pub async fn reboot_instances(&self, ids: &[String]) -> Result<(), crate::Error> { todo!() }
-    /// `TerminateInstances`.
-    pub async fn terminate_instances(&self, ids: &[String]) -> Result<Vec<StateChange>, crate::Error> { todo!() }
-    /// `ModifyInstanceAttribute`, several at once.
-    pub async fn modify_instance(&self, id: &str, change: Change) -> Result<Described, crate::Error> { todo!() }
-    /// CPU credits of burstable instances; those of other types are an error where they are named.
-    pub async fn describe_credits(&self, ids: &[String]) -> Result<Vec<Credits>, crate::Error> { todo!() }
-    /// What the machine has used since its start.
-    pub async fn usage(&self, id: &str) -> Result<ec2vmm_host::host::Usage, crate::Error> { todo!() }
+/// The instance of that id.
+pub(crate) fn find(store: &Store, id: &str) -> Result<Stored<Instance>, Error> {
+    let id = ids::parse::<InstanceId>(id, Noun::Instance)?;
+    let found = store.get::<Instance>(id.as_str())?;
+    found.ok_or_else(|| Error::NotFound { noun: Noun::Instance, ids: vec![id.to_string()] })
 }
 
-/// CPU credits of an instance.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Credits {
-    /// Whose.
-    pub instance: InstanceId,
-    /// How they are counted.
-    pub mode: CreditMode,
-    /// Credits that it has, thousandths: minutes of a whole vCPU.
-    pub balance_milli: i64,
-    /// Credits that it has taken beyond what it had, thousandths, and will be charged for.
-    pub surplus_milli: i64,
+/// The instances of those ids, each once. All must be there.
+pub(crate) fn find_all(store: &Store, ids: &[String]) -> Result<Vec<Stored<Instance>>, Error> {
+    all_found(&parse_all(ids, Noun::Instance)?, |id| store.get::<Instance>(id.as_str()))
+}
+
+/// The same, in a transaction.
+fn get_all(transaction: &mut Transaction<'_>, ids: &[InstanceId]) -> Result<Vec<Stored<Instance>>, Error> {
+    all_found(ids, |id| transaction.get::<Instance>(id.as_str()))
+}
+
+fn all_found(
+    ids: &[InstanceId],
+    mut get: impl FnMut(&InstanceId) -> Result<Option<Stored<Instance>>, ec2vmm_store::Error>,
+) -> Result<Vec<Stored<Instance>>, Error> {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for id in ids {
+        match get(id)? {
+            Some(instance) => found.push(instance),
+            None => missing.push(id.to_string()),
+        }
+    }
+    match missing.is_empty() {
+        true => Ok(found),
+        false => Err(Error::NotFound { noun: Noun::Instance, ids: missing }),
+    }
 }
