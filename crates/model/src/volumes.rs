@@ -1,5 +1,7 @@
 //! Volumes: disks that outlive the machines they are attached to.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -59,4 +61,57 @@ pub enum VolumeKind {
     Sc1,
     /// Magnetic.
     Standard,
+}
+
+impl VolumeKind {
+    /// Every kind.
+    pub const ALL: [Self; 7] =
+        [Self::Gp3, Self::Gp2, Self::Io1, Self::Io2, Self::St1, Self::Sc1, Self::Standard];
+
+    /// EC2's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gp3 => "gp3",
+            Self::Gp2 => "gp2",
+            Self::Io1 => "io1",
+            Self::Io2 => "io2",
+            Self::St1 => "st1",
+            Self::Sc1 => "sc1",
+            Self::Standard => "standard",
+        }
+    }
+
+    /// The sizes that it comes in, GiB: EC2 API Reference, `CreateVolume`, parameter `Size`.
+    pub fn sizes_gib(self) -> RangeInclusive<u32> {
+        match self {
+            Self::Gp3 => 1..=65_536,
+            Self::Gp2 => 1..=16_384,
+            Self::Io1 => 4..=16_384,
+            Self::Io2 => 4..=65_536,
+            Self::St1 | Self::Sc1 => 125..=16_384,
+            Self::Standard => 1..=1_024,
+        }
+    }
+
+    /// An instance can be booted from it: EBS's hard disks cannot be root volumes.
+    pub fn can_be_root(self) -> bool {
+        !matches!(self, Self::St1 | Self::Sc1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Volume, VolumeKind};
+    use crate::samples;
+
+    #[test]
+    fn kinds() {
+        for kind in VolumeKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+            assert!(kind.sizes_gib().contains(&125) && !kind.sizes_gib().contains(&0));
+        }
+        assert!(VolumeKind::default().can_be_root() && !VolumeKind::Sc1.can_be_root());
+        let json = serde_json::to_string(&samples::volume()).unwrap();
+        assert_eq!(serde_json::from_str::<Volume>(&json).unwrap(), samples::volume());
+    }
 }
