@@ -27,11 +27,11 @@ pub struct InstanceCredits {
     /// How they are counted.
     pub mode: CreditMode,
     /// `CPUCreditBalance`, thousandths of a credit. A credit is one vCPU for a minute.
-    pub balance_millicredits: u64,
+    pub balance_milli: u64,
     /// `CPUSurplusCreditBalance`, thousandths of a credit: taken, not yet earned.
-    pub surplus_millicredits: u64,
+    pub surplus_milli: u64,
     /// Thousandths of a credit that this run is charged for.
-    pub charged_millicredits: u64,
+    pub charged_milli: u64,
 }
 
 impl Cloud {
@@ -67,9 +67,9 @@ fn credits_of(store: &Store, instance: &Instance) -> Result<Option<InstanceCredi
     Ok(Some(InstanceCredits {
         instance: instance.id.clone(),
         mode: instance.credit_mode.unwrap_or(kind.default_mode),
-        balance_millicredits: credits.balance_millicredits(),
-        surplus_millicredits: credits.surplus_millicredits(),
-        charged_millicredits: credits.charged_us / (ec2vmm_model::credits::CREDIT_US / 1_000),
+        balance_milli: credits.balance_millicredits(),
+        surplus_milli: credits.surplus_millicredits(),
+        charged_milli: credits.charged_us / (ec2vmm_model::credits::CREDIT_US / 1_000),
     }))
 }
 
