@@ -51,9 +51,9 @@ impl Border<'_> {
             Outside::Only(link) => {
                 let there = equal(json!({"meta": {"key": "oifname"}}), json!(link));
                 forward.push(vec![from_network(), there, accept()]);
-                forward.push(vec![from_network(), drop()]);
+                forward.push(vec![from_network(), reject()]);
             }
-            Outside::Closed => forward.push(vec![from_network(), drop()]),
+            Outside::Closed => forward.push(vec![from_network(), reject()]),
         }
         forward.push(vec![to_network(), answers(), accept()]);
         forward.push(vec![to_network(), drop()]);
@@ -63,7 +63,7 @@ impl Border<'_> {
             let ping =
                 equal(json!({"payload": {"protocol": "icmp", "field": "type"}}), json!("echo-request"));
             input.push(vec![from_network(), ping, accept()]);
-            input.push(vec![from_network(), drop()]);
+            input.push(vec![from_network(), reject()]);
         }
 
         let leaves = vec![
@@ -241,7 +241,8 @@ fn named(listed: &Value, kind: &str) -> Vec<String> {
 }
 
 fn matches(op: &str, left: Value, right: Value) -> Value {
-    json!({"match": {"op": op, "left": left, "right": right}})
+    let halves = Value::from_iter([("op", op.into()), ("left", left), ("right", right)]);
+    Value::from_iter([("match", halves)])
 }
 
 fn equal(left: Value, right: Value) -> Value {
@@ -258,6 +259,11 @@ fn accept() -> Value {
 
 fn drop() -> Value {
     json!({"drop": null})
+}
+
+/// Who is refused is told so, and need not wait.
+fn reject() -> Value {
+    json!({"reject": {"type": "icmp", "expr": "admin-prohibited"}})
 }
 
 fn counter() -> Value {

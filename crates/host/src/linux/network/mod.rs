@@ -25,6 +25,8 @@ mod namespace;
 mod netlink;
 mod range;
 mod sysctl;
+#[cfg(test)]
+mod tests;
 mod vpc;
 
 use std::{
