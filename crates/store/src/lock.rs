@@ -8,14 +8,13 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::FlockOperation;
 
 /// The lock, while it lives.
-pub(crate) struct Lock {
-    _file: File,
-}
+pub(crate) struct Lock(File);
 
 /// Why there is no lock.
 pub(crate) enum Refused {
@@ -42,16 +41,35 @@ impl Lock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Refused::Held(holder(&mut file))),
-            Err(error) => return Err(failed(error.into())),
+        if !lock_patiently(&file).map_err(failed)? {
+            return Err(Refused::Held(holder(&mut file)));
         }
         // Who reads half of it, or the last holder's, is told less; the lock is what counts.
         let named = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         named.map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self(file))
     }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that is just being started has a copy until it executes. Where
+        // this fails, closing is what is left.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// For the same reason, the lock of a process that was killed may outlive it by a moment.
+fn lock_patiently(file: &File) -> io::Result<bool> {
+    for attempt in 1..=ATTEMPTS {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if attempt < ATTEMPTS => std::thread::sleep(PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
 }
 
 /// The name of a file that belongs to the database.
@@ -65,4 +83,27 @@ fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.take(16).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
+}
+
+/// How often the lock is tried.
+const ATTEMPTS: u32 = 10;
+
+/// How long between.
+const PAUSE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::{Lock, Refused};
+
+    #[test]
+    fn it_is_given_back_although_somebody_has_a_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("db");
+        let lock = Lock::take(&database).ok().unwrap();
+        let copy = lock.0.try_clone().unwrap();
+        assert!(matches!(Lock::take(&database), Err(Refused::Held(Some(pid))) if pid == std::process::id()));
+        drop(lock);
+        assert!(Lock::take(&database).is_ok());
+        drop(copy);
+    }
 }
