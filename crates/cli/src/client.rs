@@ -157,7 +157,7 @@ impl Client {
 
     /// Lets time pass.
     pub(crate) fn pause(&self, pause: Duration) {
-        self.runtime.block_on(tokio::time::sleep(pause));
+        self.runtime.block_on(async { tokio::time::sleep(pause).await });
     }
 
     /// Opens a stream of events.

@@ -31,10 +31,10 @@ fn candidate_of(instance: &Instance, typed: &str) -> Option<CompletionCandidate>
     let id = instance.instance_id.as_str();
     match name(instance) {
         Some(name) if !typed.is_empty() && name.starts_with(typed) => {
-            Some(candidate(name, format!("{id}, {state}")))
+            Some(candidate(name, &format!("{id}, {state}")))
         }
         other if id.starts_with(typed) => {
-            Some(candidate(id, [other, Some(state)].into_iter().flatten().collect::<Vec<_>>().join(", ")))
+            Some(candidate(id, &[other, Some(state)].into_iter().flatten().collect::<Vec<_>>().join(", ")))
         }
         _ => None,
     }
@@ -44,7 +44,7 @@ fn candidate_of(instance: &Instance, typed: &str) -> Option<CompletionCandidate>
 pub(crate) fn key_pairs(typed: &OsStr) -> Vec<CompletionCandidate> {
     let list = |client: Client| client.ask::<KeyPairList>(&Call::get(&["v1", "key-pairs"])).ok();
     let found = client().and_then(list).map(|list| list.key_pairs).unwrap_or_default();
-    let candidates = found.into_iter().map(|found| candidate(&found.name, found.fingerprint));
+    let candidates = found.into_iter().map(|found| candidate(&found.name, &found.fingerprint));
     begun(typed, candidates)
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn key_pairs(typed: &OsStr) -> Vec<CompletionCandidate> {
 pub(crate) fn images(typed: &OsStr) -> Vec<CompletionCandidate> {
     let list = |client: Client| client.list::<ImageList>(&Call::get(&["v1", "images"])).ok();
     let found: Vec<Image> = client().and_then(list).unwrap_or_default();
-    begun(typed, found.into_iter().map(|found| candidate(&found.name, found.image_id)))
+    begun(typed, found.into_iter().map(|found| candidate(&found.name, &found.image_id)))
 }
 
 /// Names of instance types that can be run here.
@@ -61,7 +61,7 @@ pub(crate) fn instance_types(typed: &OsStr) -> Vec<CompletionCandidate> {
     begun(
         typed,
         runnable
-            .map(|found| candidate(found.name, format!("{} vCPUs, {} MiB", found.vcpus, found.memory_mib))),
+            .map(|found| candidate(found.name, &format!("{} vCPUs, {} MiB", found.vcpus, found.memory_mib))),
     )
 }
 
@@ -73,8 +73,8 @@ fn begun(typed: &OsStr, candidates: impl Iterator<Item = CompletionCandidate>) -
 }
 
 /// What a tag or a name holds is printed by the shell.
-fn candidate(value: &str, help: String) -> CompletionCandidate {
-    CompletionCandidate::new(printable(value)).help(Some(StyledStr::from(printable(&help))))
+fn candidate(value: &str, help: &str) -> CompletionCandidate {
+    CompletionCandidate::new(printable(value)).help(Some(StyledStr::from(printable(help))))
 }
 
 fn client() -> Option<Client> {

@@ -42,7 +42,7 @@ pub(crate) enum Error {
     #[error("the daemon's answer makes no sense: {0}")]
     Nonsense(String),
     /// The daemon says no, and why.
-    #[error("{}", .0.detail)]
+    #[error("{} ({})", .0.detail, .0.code)]
     Refused(Box<Problem>),
     /// This program's own machinery.
     #[error("cannot talk to the daemon")]

@@ -49,7 +49,7 @@ pub(crate) fn run(args: &KeyImport, environment: &Environment) -> Done {
     }
     let tags = args.tag.iter().map(|tag| (tag.key.clone(), tag.value.clone())).collect();
     let request = ImportKeyPairRequest { name: args.name.clone(), public_key, tags };
-    let imported: KeyPair = client.ask(&Call::post(&["v1", "key-pairs", "import"]).json(&request)?)?;
+    let imported: KeyPair = client.ask(&Call::post(&["v1", "key-pair-imports"]).json(&request)?)?;
     match args.json {
         true => output::print_json(&imported),
         false => output::print(key_ls::table(&[imported], Screen::stdout(environment.plain))),

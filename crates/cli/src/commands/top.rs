@@ -5,6 +5,7 @@ mod screen;
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -58,30 +59,23 @@ pub(crate) fn run(args: &Top, environment: &Environment) -> Done {
         return output::print(table(&before, &after).render(Screen::stdout(environment.plain)));
     }
     let live = Live::enter()?;
+    live.draw(&frame(&before, &before, environment))?;
     let mut pause = FIRST_PAUSE.min(args.interval.0);
     loop {
-        live.draw(&frame(&before, &before, environment))?;
-        loop {
-            match live.pause(pause)? {
-                Pause::Left => return Ok(std::process::ExitCode::SUCCESS),
-                Pause::Signal(signal) => return Ok(std::process::ExitCode::from(signal)),
-                Pause::Over => {}
+        match live.pause(pause)? {
+            Pause::Left => return Ok(ExitCode::SUCCESS),
+            Pause::Signal(signal) => return Ok(ExitCode::from(signal)),
+            Pause::Over => {}
+        }
+        pause = args.interval.0;
+        match sample(&client) {
+            Ok(after) => {
+                live.draw(&frame(&before, &after, environment))?;
+                before = after;
             }
-            pause = args.interval.0;
-            match sample(&client) {
-                Ok(after) => {
-                    live.draw(&frame(&before, &after, environment))?;
-                    before = after;
-                }
-                // It may come back.
-                Err(Error::Daemon(error)) if error.is_absence() => {
-                    live.draw(&format!(
-                        "{error}\n\n{}",
-                        table(&before, &before).render(Screen::stdout(true))
-                    ))?;
-                }
-                Err(error) => return Err(error),
-            }
+            // It may come back.
+            Err(Error::Daemon(error)) if error.is_absence() => live.draw(&error.to_string())?,
+            Err(error) => return Err(error),
         }
     }
 }

@@ -188,18 +188,34 @@ mod tests {
         check(
             Screen::default(),
             &expect![[r#"
-            ID                   NAME                        COST  STATE
-            i-0123456789abcdef0  the\u{1b}[2J web server    1.25  running
-            i-1                  数据库 database           100.00  stopped
-            i-2                  -                              -
-        "#]],
+                ID                   NAME                       COST  STATE
+                i-0123456789abcdef0  the\u{1b}[2J web server    1.25  running
+                i-1                  数据库 database          100.00  stopped
+                i-2                  -                             -
+            "#]],
         );
     }
 
     #[test]
     fn names_give_way_to_a_narrow_terminal() {
-        check(Screen { width: Some(52), colour: false }, &expect![[""]]);
-        check(Screen { width: Some(10), colour: false }, &expect![[""]]);
+        check(
+            Screen { width: Some(52), colour: false },
+            &expect![[r#"
+            ID                   NAME              COST  STATE
+            i-0123456789abcdef0  the\u{1b}[2J …    1.25  running
+            i-1                  数据库 databa…  100.00  stopped
+            i-2                  -                    -
+        "#]],
+        );
+        check(
+            Screen { width: Some(10), colour: false },
+            &expect![[r#"
+            ID                   NAME      COST  STATE
+            i-0123456789abcdef0  the\u…    1.25  runni…
+            i-1                  数据…   100.00  stopp…
+            i-2                  -            -
+        "#]],
+        );
     }
 
     #[test]
@@ -208,7 +224,11 @@ mod tests {
         let style = state_style(ec2vmm_rest_api::InstanceState::Terminated);
         table.row([Cell::styled("terminated", style), "x".into()]);
         let shown = table.render(Screen { width: None, colour: true }).replace('\u{1b}', "^");
-        expect![[""]].assert_eq(&shown);
+        expect![[r#"
+            ^[1mSTATE^[0m       ^[1mNAME^[0m
+            ^[2mterminated^[0m  x
+        "#]]
+        .assert_eq(&shown);
     }
 
     fn check(screen: Screen, expect: &Expect) {

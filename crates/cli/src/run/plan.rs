@@ -394,7 +394,7 @@ mod tests {
             Err(Error::Failed(failure)) => {
                 format!("{:?}: {}\nhint: {}", failure.kind, failure.message, failure.hint.unwrap_or_default())
             }
-            Err(Error::OutputClosed) => unreachable!(),
+            Err(other) => unreachable!("{other}"),
         };
         expect.assert_eq(&seen);
     }

@@ -18,7 +18,7 @@ impl FromStr for Gib {
             Err(_) => {
                 let Size { bytes } = text.parse().map_err(|_| unknown())?;
                 let is_whole = bytes.is_multiple_of(1 << 30);
-                is_whole.then(|| bytes >> 30).and_then(|gib| u32::try_from(gib).ok()).ok_or_else(unknown)?
+                is_whole.then_some(bytes >> 30).and_then(|gib| u32::try_from(gib).ok()).ok_or_else(unknown)?
             }
         };
         if gib == 0 { Err(unknown()) } else { Ok(Self(gib)) }

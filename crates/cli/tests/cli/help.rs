@@ -19,3 +19,43 @@ fn help_is_what_it_was() {
             .assert_eq(&String::from_utf8(output.stdout).unwrap());
     }
 }
+
+#[test]
+fn the_help_of_every_verb_of_the_daemon() {
+    let host = Host::new("");
+    let mut text = String::new();
+    for words in [
+        "launch",
+        "ls",
+        "show",
+        "start",
+        "stop",
+        "reboot",
+        "terminate",
+        "modify",
+        "wait",
+        "console",
+        "events",
+        "tag",
+        "untag",
+        "cost",
+        "top",
+        "key",
+        "key create",
+        "key import",
+        "key ls",
+        "key rm",
+        "image",
+        "image register",
+        "image ls",
+        "image rm",
+        "status",
+        "backup",
+        "completions",
+    ] {
+        let output = host.command(&format!("{words} --help")).env("COLUMNS", "100").output().unwrap();
+        assert!(output.status.success(), "{words}");
+        text += &format!("$ ec2vmm {words} --help\n{}\n", String::from_utf8(output.stdout).unwrap());
+    }
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/help-daemon.txt")].assert_eq(&text);
+}

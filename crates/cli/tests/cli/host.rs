@@ -13,7 +13,7 @@ use expect_test::Expect;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
-use crate::fake;
+use crate::{daemon::Daemon, fake};
 
 /// A host with an image, `disk.raw`, and a device that stands for KVM.
 pub(crate) struct Host {
@@ -47,8 +47,16 @@ impl Host {
         command.args(words.split_whitespace());
         command.current_dir(self.folder.path()).stdin(Stdio::null());
         command.env("TMPDIR", self.path("tmp")).env("EC2VMM_VMM", self.path("vmm"));
+        // Never one that may run on the real host.
+        command.env("EC2VMM_SOCKET", self.path("daemon.sock"));
+        command.env_remove("EC2VMM_COMPLETE").env_remove("NO_COLOR").env_remove("TERM");
         command.env(fake::PART, &self.part).env(fake::CONFIG, self.path("config.json"));
         command
+    }
+
+    /// A daemon where commands look for one.
+    pub(crate) fn daemon(&self) -> Daemon {
+        Daemon::start(self.folder.path())
     }
 
     /// `ec2vmm run`, with what makes it independent of the real host.
@@ -90,7 +98,8 @@ impl Host {
         self.assert_clean();
     }
 
-    fn show(&self, output: &Output) -> String {
+    /// Status and output, without what differs from run to run.
+    pub(crate) fn show(&self, output: &Output) -> String {
         let mut text = format!("{}\n", show_status(output.status));
         for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
             if !bytes.is_empty() {
@@ -98,7 +107,7 @@ impl Host {
                 writeln!(text, "-- {name}\n{}", printed.trim_end()).unwrap();
             }
         }
-        without_times(&text).replace(self.folder.path().to_str().unwrap(), "DIR")
+        without_ages(&without_times(&text)).replace(self.folder.path().to_str().unwrap(), "DIR")
     }
 }
 
@@ -107,6 +116,20 @@ fn without_times(text: &str) -> String {
     let mut parts = text.split("\"us\":");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| text + "\"us\":N" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+/// How long ago something was, and how long was waited.
+fn without_ages(text: &str) -> String {
+    let line = |line: &str| {
+        let age = line.strip_suffix(" ago").and_then(|line| line.rsplit_once("  "));
+        let wait = line.strip_suffix(" s").and_then(|line| line.rsplit_once(" after "));
+        match (age, wait) {
+            (Some((line, _)), _) => format!("{line}  AGE\n"),
+            (_, Some((line, _))) => format!("{line} after TIME\n"),
+            _ => format!("{line}\n"),
+        }
+    };
+    text.lines().map(line).collect()
 }
 
 /// A command that runs.

@@ -3,6 +3,12 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod completion;
+#[cfg(test)]
+mod consoles;
+#[cfg(test)]
+mod daemon;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod fake;
@@ -11,8 +17,18 @@ mod help;
 #[cfg(test)]
 mod host;
 #[cfg(test)]
+mod instances;
+#[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod no_daemon;
+#[cfg(test)]
 mod printing;
+#[cfg(test)]
+mod reports;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod terminal;
+#[cfg(test)]
+mod waiting;

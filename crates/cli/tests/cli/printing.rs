@@ -51,9 +51,9 @@ fn a_reader_that_has_seen_enough() {
 #[test]
 fn completions_and_manual_pages() {
     let host = Host::new("");
-    for shell in ["bash", "zsh", "fish"] {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let output = host.command(&format!("completions {shell}")).output().unwrap();
-        assert!(String::from_utf8(output.stdout).unwrap().contains("control-socket"), "{shell}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("EC2VMM_COMPLETE"), "{shell}");
     }
     host.check(
         &mut host.command("man pages"),
@@ -68,12 +68,37 @@ fn completions_and_manual_pages() {
     pages.sort();
     expect![[r#"
         [
+            "ec2vmm-backup.1",
             "ec2vmm-completions.1",
+            "ec2vmm-console.1",
+            "ec2vmm-cost.1",
+            "ec2vmm-events.1",
             "ec2vmm-image-inspect.1",
+            "ec2vmm-image-ls.1",
+            "ec2vmm-image-register.1",
+            "ec2vmm-image-rm.1",
             "ec2vmm-image.1",
+            "ec2vmm-key-create.1",
+            "ec2vmm-key-import.1",
+            "ec2vmm-key-ls.1",
+            "ec2vmm-key-rm.1",
+            "ec2vmm-key.1",
+            "ec2vmm-launch.1",
+            "ec2vmm-ls.1",
             "ec2vmm-man.1",
+            "ec2vmm-modify.1",
+            "ec2vmm-reboot.1",
             "ec2vmm-run.1",
+            "ec2vmm-show.1",
+            "ec2vmm-start.1",
+            "ec2vmm-status.1",
+            "ec2vmm-stop.1",
+            "ec2vmm-tag.1",
+            "ec2vmm-terminate.1",
+            "ec2vmm-top.1",
             "ec2vmm-types.1",
+            "ec2vmm-untag.1",
+            "ec2vmm-wait.1",
             "ec2vmm.1",
         ]
     "#]]

@@ -112,44 +112,22 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn start(host: &'a Host, words: &str) -> Self {
         let terminal = Terminal::open();
-        let like = host.run(words);
-        // setsid(1) makes a session, and the first terminal that it opens is its controlling one.
-        let mut command = Command::new("setsid");
-        command.args([
-            "sh",
-            "-c",
-            r#"exec "$@" <"$TTY" >"$TTY" 2>"$TTY""#,
-            "sh",
-            env!("CARGO_BIN_EXE_ec2vmm"),
-        ]);
-        command.args(like.get_args()).current_dir(like.get_current_dir().unwrap());
-        command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.env("TTY", &terminal.path).stdin(std::process::Stdio::null());
-        let running = host.spawn(&mut command);
+        let running = host.spawn(&mut terminal.command(&host.run(words)));
         Self { running, terminal, seen: String::new() }
     }
 
     fn type_in(&self, keys: &[u8]) {
-        (&self.terminal.master).write_all(keys).unwrap();
+        self.terminal.type_in(keys);
     }
 
     /// Reads until this has been seen.
     fn expect(&mut self, text: &str) {
-        let mut buffer = [0; 1024];
-        while !self.seen.contains(text) {
-            let read = (&self.terminal.master).read(&mut buffer).unwrap();
-            self.seen += &String::from_utf8_lossy(&buffer[..read]);
-        }
+        self.terminal.read_until(&mut self.seen, text);
     }
 
     fn ends(mut self, status: &str) {
         // A terminal that nobody reads could hold up the last words.
-        let mut master = self.terminal.master.try_clone().unwrap();
-        let reader = std::thread::spawn(move || {
-            let mut rest = Vec::new();
-            // EIO at the end, when the last slave is closed.
-            let _ = master.read_to_end(&mut rest);
-        });
+        let reader = self.terminal.drain();
         assert_eq!(show_status(self.running.child.wait().unwrap()), status, "{}", self.seen);
         assert_eq!(self.terminal.mode(), self.terminal.found);
         assert_gone(self.running.machine);
@@ -159,16 +137,18 @@ impl<'a> Session<'a> {
     }
 }
 
-struct Terminal {
+/// A terminal of a test's own.
+pub(crate) struct Terminal {
     master: File,
     /// Held, so that the terminal does not hang up when the command ends.
     slave: Option<File>,
     path: PathBuf,
-    found: String,
+    /// The mode in which it was made.
+    pub(crate) found: String,
 }
 
 impl Terminal {
-    fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -184,11 +164,50 @@ impl Terminal {
         terminal
     }
 
-    fn mode(&self) -> String {
+    /// A command like that one, in a session of its own on this terminal.
+    pub(crate) fn command(&self, like: &Command) -> Command {
+        // setsid(1) makes a session, and the first terminal that it opens is its controlling one.
+        let mut command = Command::new("setsid");
+        command.args([
+            "sh",
+            "-c",
+            r#"exec "$@" <"$TTY" >"$TTY" 2>"$TTY""#,
+            "sh",
+            env!("CARGO_BIN_EXE_ec2vmm"),
+        ]);
+        command.args(like.get_args()).current_dir(like.get_current_dir().unwrap());
+        command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("TTY", &self.path).stdin(std::process::Stdio::null());
+        command
+    }
+
+    pub(crate) fn type_in(&self, keys: &[u8]) {
+        (&self.master).write_all(keys).unwrap();
+    }
+
+    pub(crate) fn read_until(&self, seen: &mut String, text: &str) {
+        let mut buffer = [0; 1024];
+        while !seen.contains(text) {
+            let read = (&self.master).read(&mut buffer).unwrap();
+            *seen += &String::from_utf8_lossy(&buffer[..read]);
+        }
+    }
+
+    /// Reads what is still to come, so that nobody waits for a reader.
+    pub(crate) fn drain(&self) -> std::thread::JoinHandle<()> {
+        let mut master = self.master.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut rest = Vec::new();
+            // EIO at the end, when the last slave is closed.
+            let _ = master.read_to_end(&mut rest);
+        })
+    }
+
+    pub(crate) fn mode(&self) -> String {
         format!("{:?}", tcgetattr(self.slave.as_ref().unwrap()).unwrap())
     }
 
-    fn is_raw(&self) -> bool {
+    pub(crate) fn is_raw(&self) -> bool {
         let mode = tcgetattr(self.slave.as_ref().unwrap()).unwrap();
         !mode.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
