@@ -154,9 +154,9 @@ pub enum Error {
         /// To whom.
         instance: InstanceId,
     },
-    /// What was given as a key is none.
-    #[error("{0}")]
-    KeyFormat(String),
+    /// What was given as a key is none, or no such key is made.
+    #[error(transparent)]
+    KeyMaterial(#[from] crate::key_material::Error),
     /// The host refused what the client named.
     #[error("{message}")]
     Image {
@@ -244,7 +244,7 @@ impl Error {
             Self::TokenReused => "IdempotentParameterMismatch",
             Self::TagLimit(_) => "TagLimitExceeded",
             Self::VolumeInUse { .. } => "VolumeInUse",
-            Self::KeyFormat(_) => "InvalidKey.Format",
+            Self::KeyMaterial(error) => error.code(),
             Self::Store(_) | Self::Host(_) => "InternalError",
             Self::Unavailable => "Unavailable",
         }
@@ -254,6 +254,7 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Store(_) | Self::Host(_) => Fault::Internal,
+            Self::KeyMaterial(crate::key_material::Error::Failed(_)) => Fault::Internal,
             Self::Unavailable => Fault::Unavailable,
             Self::Capacity { .. } => Fault::Capacity,
             _ => Fault::Client,
@@ -271,6 +272,7 @@ impl Error {
             Self::UnsupportedType { sibling: Some(sibling), .. } => Some(format!("take {sibling}")),
             Self::NoAddresses { .. } => Some("terminate instances that are no longer needed".to_owned()),
             Self::TokenReused => Some("take another client token for another request".to_owned()),
+            Self::KeyMaterial(error) => error.hint(),
             Self::NoMachine(_) => Some("start the instance".to_owned()),
             Self::Host(ec2vmm_host::host::Error::NoRoom { hint, .. })
             | Self::Host(ec2vmm_host::host::Error::Other { hint, .. })

@@ -47,7 +47,7 @@ pub struct CreatedKeyPair {
     /// The record.
     pub key_pair: Arc<KeyPair>,
     /// The private half. It is not stored.
-    pub private_key: String,
+    pub private_key: key_material::PrivateHalf,
 }
 
 /// A key pair to be imported.
@@ -55,7 +55,7 @@ pub struct CreatedKeyPair {
 pub struct ImportKeyPair {
     /// Its name, unique.
     pub name: String,
-    /// The public half, as OpenSSH writes it, or PEM, or base64 of DER.
+    /// The public half, as OpenSSH writes it, in the form of RFC 4716, or base64 of DER.
     pub public_key: String,
     /// Tags.
     pub tags: Tags,
@@ -83,18 +83,18 @@ impl Cloud {
         self.check_free(&wanted.name)?;
         let name = wanted.name.clone();
         // A long RSA key takes seconds.
-        let made = blocking(move || key_material::create(kind, bits, format, &name)).await?;
+        let made = blocking(move || Ok(key_material::create(kind, bits, format, &name)?)).await?;
         let key_pair = KeyPair {
             id: KeyPairId::from_random(random()),
             name: wanted.name,
             kind,
-            fingerprint: made.fingerprint,
-            public_key: made.public_key,
+            fingerprint: made.public.fingerprint,
+            public_key: made.public.openssh,
             created: self.inner.now(),
             tags: wanted.tags,
         };
         let key_pair = self.put_key_pair(key_pair).await?;
-        Ok(CreatedKeyPair { key_pair, private_key: made.private_key })
+        Ok(CreatedKeyPair { key_pair, private_key: made.private })
     }
 
     /// `ImportKeyPair`.
@@ -103,13 +103,13 @@ impl Cloud {
     /// A name that is taken or makes no sense, a text that is no public key of a kind that EC2 has.
     pub async fn import_key_pair(&self, wanted: ImportKeyPair) -> Result<Arc<KeyPair>, Error> {
         check(&wanted.name, &wanted.tags)?;
-        let read = key_material::import(&wanted.public_key)?;
+        let read = key_material::import(&wanted.public_key, &wanted.name)?;
         let key_pair = KeyPair {
             id: KeyPairId::from_random(random()),
             name: wanted.name,
             kind: read.kind,
             fingerprint: read.fingerprint,
-            public_key: read.public_key,
+            public_key: read.openssh,
             created: self.inner.now(),
             tags: wanted.tags,
         };

@@ -19,31 +19,7 @@ pub mod filters;
 mod ids;
 pub mod images;
 pub mod instances;
-/// Stands in until the folder of this name is there.
-mod key_material {
-    use ec2vmm_model::key_pairs::KeyKind;
-    pub(crate) struct Made {
-        pub(crate) fingerprint: String,
-        pub(crate) public_key: String,
-        pub(crate) private_key: String,
-    }
-    pub(crate) struct Read {
-        pub(crate) kind: KeyKind,
-        pub(crate) fingerprint: String,
-        pub(crate) public_key: String,
-    }
-    pub(crate) fn create(
-        _: KeyKind,
-        _: Option<u16>,
-        _: crate::key_pairs::PrivateFormat,
-        _: &str,
-    ) -> Result<Made, crate::Error> {
-        Err(crate::Error::Unavailable)
-    }
-    pub(crate) fn import(_: &str) -> Result<Read, crate::Error> {
-        Err(crate::Error::Unavailable)
-    }
-}
+pub mod key_material;
 pub mod key_pairs;
 mod network;
 mod news;

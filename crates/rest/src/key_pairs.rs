@@ -49,7 +49,7 @@ async fn create(
     let created = rest.cloud.create_key_pair(what).await?;
     let created = CreatedKeyPair {
         key_pair: shown(&created.key_pair),
-        private_key: created.private_key,
+        private_key: created.private_key.expose().to_owned(),
         format: request.format,
     };
     Ok((StatusCode::CREATED, axum::Json(created)))

@@ -12,7 +12,7 @@ use ssh_key::{
     rand_core::OsRng,
 };
 
-use super::{Created, Error, PrivateHalf, PublicHalf, comment, fingerprint, line, ppk};
+use super::{Created, Error, PrivateHalf, PublicHalf, comment, fingerprint, line, ppk, rsa_to_openssh};
 use crate::key_pairs::PrivateFormat;
 
 /// Makes a key pair. `bits` is for RSA: 2048, which nothing means too, or 4096.
@@ -21,12 +21,7 @@ use crate::key_pairs::PrivateFormat;
 ///
 /// # Errors
 /// [`Error::Bits`], [`Error::BitsOfEd25519`], [`Error::Failed`].
-pub fn create(
-    kind: KeyKind,
-    bits: Option<u16>,
-    format: PrivateFormat,
-    name: &str,
-) -> Result<Created, Error> {
+pub fn create(kind: KeyKind, bits: Option<u16>, format: PrivateFormat, name: &str) -> Result<Created, Error> {
     match (kind, bits) {
         (KeyKind::Rsa, None) => rsa(2048, format, name),
         (KeyKind::Rsa, Some(bits @ (2048 | 4096))) => rsa(bits, format, name),
@@ -38,9 +33,8 @@ pub fn create(
 
 fn rsa(bits: u16, format: PrivateFormat, name: &str) -> Result<Created, Error> {
     let key = RsaPrivateKey::new(&mut OsRng, usize::from(bits)).map_err(|_| Error::Failed("no primes"))?;
-    let public = ssh_key::public::RsaPublicKey::try_from(key.to_public_key())
-        .map_err(|_| Error::Failed("the public half cannot be written"))?;
-    let public = PublicKey::from(KeyData::Rsa(public));
+    let public =
+        rsa_to_openssh(&key.to_public_key()).ok_or(Error::Failed("the public half cannot be written"))?;
     let der = key.to_pkcs8_der().map_err(|_| Error::Failed("the private half cannot be written"))?;
     let private = match format {
         PrivateFormat::Pem => key.to_pkcs1_pem(LineEnding::LF).ok(),

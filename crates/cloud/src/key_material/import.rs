@@ -9,16 +9,12 @@ use base64::{
 };
 use ec2vmm_model::key_pairs::KeyKind;
 use rsa::{
-    RsaPublicKey,
+    BigUint, RsaPublicKey,
     pkcs1::DecodeRsaPublicKey,
-    pkcs8::{
-        DecodePublicKey, ObjectIdentifier,
-        spki::SubjectPublicKeyInfoRef,
-    },
-    traits::PublicKeyParts,
+    pkcs8::{DecodePublicKey, ObjectIdentifier, spki::SubjectPublicKeyInfoRef},
 };
 use ssh_key::{
-    PublicKey,
+    Mpint, PublicKey,
     public::{Ed25519PublicKey, KeyData},
 };
 
@@ -72,7 +68,7 @@ pub fn import(text: &str, name: &str) -> Result<PublicHalf, Error> {
     let (kind, fingerprint) = match key.key_data() {
         KeyData::Rsa(rsa) => (KeyKind::Rsa, fingerprint::of_imported_rsa(&checked_rsa(rsa)?)),
         KeyData::Ed25519(ed25519) => {
-            ssh_key_point(ed25519)?;
+            checked_ed25519(ed25519)?;
             (KeyKind::Ed25519, fingerprint::of_ed25519(&key))
         }
         _ => return Err(Fault::Kind.into()),
@@ -146,11 +142,11 @@ fn ssh2_body(text: &str) -> Result<&str, Fault> {
 /// SubjectPublicKeyInfo (RFC 5280 section 4.1), or for RSA PKCS#1 (RFC 8017 appendix A.1.1).
 fn of_der(der: &[u8]) -> Result<PublicKey, Fault> {
     if let Ok(key) = RsaPublicKey::from_pkcs1_der(der) {
-        return of_rsa(key);
+        return of_rsa(&key);
     }
     let info = SubjectPublicKeyInfoRef::try_from(der).map_err(|_| Fault::NoKey)?;
     match info.algorithm.oid {
-        RSA => of_rsa(RsaPublicKey::from_public_key_der(der).map_err(|_| Fault::Numbers)?),
+        RSA => of_rsa(&RsaPublicKey::from_public_key_der(der).map_err(|_| Fault::Numbers)?),
         ED25519 => {
             let bytes = info.subject_public_key.as_bytes().ok_or(Fault::NoKey)?;
             let bytes = bytes.try_into().map_err(|_| Fault::NoKey)?;
@@ -160,28 +156,26 @@ fn of_der(der: &[u8]) -> Result<PublicKey, Fault> {
     }
 }
 
-fn of_rsa(key: RsaPublicKey) -> Result<PublicKey, Fault> {
-    let key = ssh_key::public::RsaPublicKey::try_from(key).map_err(|_| Fault::Numbers)?;
-    Ok(PublicKey::from(KeyData::Rsa(key)))
+fn of_rsa(key: &RsaPublicKey) -> Result<PublicKey, Fault> {
+    super::rsa_to_openssh(key).ok_or(Fault::Numbers)
 }
 
 fn checked_rsa(key: &ssh_key::public::RsaPublicKey) -> Result<RsaPublicKey, Fault> {
+    let number =
+        |number: &Mpint| number.as_positive_bytes().map(BigUint::from_bytes_be).ok_or(Fault::Numbers);
+    let (n, e) = (number(&key.n)?, number(&key.e)?);
     // Before anything is computed with it.
-    let digits = key.n.as_positive_bytes().ok_or(Fault::Numbers)?;
-    let zeros = digits.first().map_or(0, |first| first.leading_zeros());
-    let bits = (digits.len() * 8).saturating_sub(usize::try_from(zeros).unwrap_or(0));
-    if !matches!(bits, 1024 | 2048 | 4096) {
-        return Err(Fault::RsaBits(bits));
+    if !matches!(n.bits(), 1024 | 2048 | 4096) {
+        return Err(Fault::RsaBits(n.bits()));
     }
-    let key = RsaPublicKey::try_from(key).map_err(|_| Fault::Numbers)?;
-    match key.n().to_bytes_be().last().is_some_and(|last| last % 2 == 1) {
-        true => Ok(key),
+    match n.to_bytes_le().first().is_some_and(|last| last % 2 == 1) {
+        true => RsaPublicKey::new(n, e).map_err(|_| Fault::Numbers),
         false => Err(Fault::Numbers),
     }
 }
 
 /// Not every 32 bytes are a point on the curve.
-fn ssh_key_point(key: &Ed25519PublicKey) -> Result<(), Fault> {
+fn checked_ed25519(key: &Ed25519PublicKey) -> Result<(), Fault> {
     ed25519_dalek::VerifyingKey::from_bytes(&key.0).map(|_| ()).map_err(|_| Fault::Numbers)
 }
 

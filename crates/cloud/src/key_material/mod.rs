@@ -13,7 +13,8 @@ use std::fmt;
 
 pub use create::create;
 use ec2vmm_model::key_pairs::KeyKind;
-pub use import::import;
+pub use import::{Fault, import};
+use rsa::traits::PublicKeyParts;
 use zeroize::Zeroizing;
 
 /// The public half of a key pair, and what is said of it.
@@ -57,7 +58,7 @@ impl fmt::Debug for PrivateHalf {
 pub enum Error {
     /// What was given for a public key is none, or none that EC2 takes.
     #[error("Key is not in valid OpenSSH public key format")]
-    Format(#[from] import::Fault),
+    Format(#[from] Fault),
     /// RSA keys are not made in that length.
     #[error("RSA keys are made with 2048 or 4096 bits, not with {bits}")]
     Bits {
@@ -92,6 +93,12 @@ impl Error {
             Self::Failed(_) => None,
         }
     }
+}
+
+fn rsa_to_openssh(key: &rsa::RsaPublicKey) -> Option<ssh_key::PublicKey> {
+    let number = |number: &rsa::BigUint| ssh_key::Mpint::from_positive_bytes(&number.to_bytes_be()).ok();
+    let key = ssh_key::public::RsaPublicKey { e: number(key.e())?, n: number(key.n())? };
+    Some(ssh_key::PublicKey::from(ssh_key::public::KeyData::Rsa(key)))
 }
 
 /// A line for `authorized_keys`. The name is people's: of it, only what cannot begin another line.

@@ -29,7 +29,8 @@ fn file(algorithm: &str, public: &PublicKey, private: &[u8], comment: &str) -> O
     let public = public.to_bytes().ok()?;
     let mac = mac(algorithm, comment, &public, private)?;
     // Large enough that it is never moved, which would leave a copy behind.
-    let mut text = Zeroizing::new(String::with_capacity(2 * (public.len() + private.len()) + 1024 + comment.len()));
+    let mut text =
+        Zeroizing::new(String::with_capacity(2 * (public.len() + private.len()) + 1024 + comment.len()));
     text.push_str(&format!("PuTTY-User-Key-File-3: {algorithm}\nEncryption: none\nComment: {comment}\n"));
     put_lines(&mut text, "Public-Lines", &public)?;
     put_lines(&mut text, "Private-Lines", private)?;
