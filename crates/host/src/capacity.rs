@@ -114,6 +114,15 @@ pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Memory that this host has in all, MiB.
+///
+/// # Errors
+/// The host does not tell.
+pub fn memory_mib() -> io::Result<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    mib(&meminfo, "MemTotal:").ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 fn shows_virtualization(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()
@@ -122,7 +131,11 @@ fn shows_virtualization(cpuinfo: &str) -> bool {
 }
 
 fn available_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    mib(meminfo, "MemAvailable:")
+}
+
+fn mib(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024)
 }

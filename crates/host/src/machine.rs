@@ -1,7 +1,9 @@
 //! A machine process: `ec2vmm-vmm`, started with everything it may use as open descriptors.
 //!
-//! Invariants: the process inherits what its configuration names and nothing else; it ends when the
-//! [`Machine`] is dropped, and also when this process is killed, because its lifeline then closes.
+//! Invariants: the process inherits what its configuration names and nothing else. A [`Machine`] ends when
+//! it is dropped, and also when this process is killed, because its lifeline then closes. A [`Newborn`]
+//! does nothing before it is told what to be, and outlives this process from then on.
+#![allow(unsafe_code, reason = "what is done between fork and exec")]
 
 use std::{
     fs::File,
@@ -49,6 +51,23 @@ pub struct Parts {
     pub vsock: Option<OwnedFd>,
     /// The listening socket for control.
     pub control: Option<OwnedFd>,
+}
+
+/// By which ways a machine and its owner hear of each other, but for the control socket.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// See [`MachineConfig::console`].
+    pub console: Option<OwnedFd>,
+    /// See [`MachineConfig::console_log`].
+    pub console_log: Option<OwnedFd>,
+    /// See [`MachineConfig::console_listener`].
+    pub console_listener: Option<OwnedFd>,
+    /// See [`MachineConfig::record`].
+    pub record: Option<OwnedFd>,
+    /// See [`MachineConfig::events`].
+    pub events: Option<OwnedFd>,
+    /// See [`MachineConfig::lifeline`].
+    pub lifeline: Option<OwnedFd>,
 }
 
 /// [`config::Boot`] with open files.
@@ -157,15 +176,15 @@ impl Machine {
         for ours in [&console, &events, &log] {
             rustix::io::ioctl_fionbio(ours, true).map_err(io::Error::from)?;
         }
-        let mut handed = Handed(Vec::new());
-        let mut config = handed.configure(parts);
-        config.console = Some(handed.hand(console_end));
-        config.events = Some(handed.hand(events_end));
-        config.lifeline = Some(handed.hand(lifeline_end));
+        let ways = Ways {
+            console: Some(console_end),
+            events: Some(events_end),
+            lifeline: Some(lifeline_end),
+            ..Ways::default()
+        };
         // The command, and with it our copies of what is handed over, goes at the end of this function.
-        let mut command = Command::new(program);
-        command.stdin(document(&config)?).stdout(Stdio::null()).stderr(log_end).process_group(0);
-        command.preserved_fds(handed.0);
+        let (mut command, config) = prepare(program, parts, ways);
+        command.stdin(document(&config)?).stderr(log_end);
         let child = command.spawn().map_err(|source| Error::Start { program: program.to_owned(), source })?;
         let pidfd = match open_pidfd(&child) {
             Ok(pidfd) => pidfd,
@@ -214,12 +233,101 @@ impl Drop for Machine {
     }
 }
 
+/// A machine process that waits to be told what to be. Nobody reads its configuration to the end before
+/// all of it was written: a process whose owner is killed before that ends by itself.
+#[derive(Debug)]
+pub struct Newborn {
+    child: Child,
+    config: Vec<u8>,
+}
+
+impl Newborn {
+    /// Starts `program` with these `variables` and no other, its messages going to `log`.
+    ///
+    /// # Errors
+    /// [`Error::Start`], [`Error::Prepare`].
+    pub fn start(
+        program: &Path,
+        variables: &[(String, String)],
+        parts: Parts,
+        ways: Ways,
+        log: File,
+    ) -> Result<Self, Error> {
+        let (mut command, config) = prepare(program, parts, ways);
+        command.stdin(Stdio::piped()).stderr(log).current_dir("/").env_clear();
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        let config = serde_json::to_vec(&config).map_err(io::Error::from)?;
+        let child = command.spawn().map_err(|source| Error::Start { program: program.to_owned(), source })?;
+        Ok(Self { child, config })
+    }
+
+    /// The process's id: it is ours, so it stays the process's until we have waited for it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Follows the process's life.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        open_pidfd(&self.child)
+    }
+
+    /// Tells it what to be. It goes its own way from here.
+    ///
+    /// # Errors
+    /// It has ended before.
+    pub fn tell(mut self) -> io::Result<()> {
+        match self.child.stdin.take() {
+            Some(mut stdin) => stdin.write_all(&self.config),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Ends it, untold.
+    pub fn end(self) {
+        end(self.child);
+    }
+}
+
 /// How a process ended, in words.
 pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with status {code}"),
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => format!("ended: {status}"),
+    }
+}
+
+/// The one place where a machine process is prepared: it inherits what the configuration names, standard
+/// streams, and nothing else, and is in a process group of its own.
+fn prepare(program: &Path, parts: Parts, ways: Ways) -> (Command, MachineConfig) {
+    let mut handed = Handed(Vec::new());
+    let config = handed.configure(parts, ways);
+    let mut command = Command::new(program);
+    command.stdout(Stdio::null()).process_group(0);
+    // SAFETY: what runs between fork and exec is one system call and a look at its error.
+    unsafe { command.pre_exec(close_all_on_exec) };
+    // After that, and in spite of it.
+    command.preserved_fds(handed.0);
+    (command, config)
+}
+
+/// Keeps from the new process whatever this one was born with or has not marked itself.
+fn close_all_on_exec() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // A constant of a few bits.
+    const ON_EXEC: libc::c_int = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+    // SAFETY: it is given numbers only, and closes nothing now.
+    if unsafe { libc::close_range(FIRST, libc::c_uint::MAX, ON_EXEC) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // A kernel before 5.11: all that this process opens itself is marked.
+        Some(libc::ENOSYS | libc::EINVAL) => Ok(()),
+        _ => Err(error),
     }
 }
 
@@ -234,7 +342,11 @@ impl Handed {
         number
     }
 
-    fn configure(&mut self, parts: Parts) -> MachineConfig {
+    fn configure(&mut self, parts: Parts, ways: Ways) -> MachineConfig {
+        let mut given = |descriptor: Option<OwnedFd>| descriptor.map(|descriptor| self.hand(descriptor));
+        let [console, console_log, console_listener] =
+            [ways.console, ways.console_log, ways.console_listener].map(&mut given);
+        let [record, events, lifeline] = [ways.record, ways.events, ways.lifeline].map(given);
         let Parts { kvm, identity, cpus, memory_mib, boot, disks, nets, vsock, control } = parts;
         MachineConfig {
             version: ec2vmm_vmm_api::VERSION,
@@ -253,13 +365,13 @@ impl Handed {
             disks: disks.into_iter().map(|disk| self.disk(disk)).collect(),
             nets: nets.into_iter().map(|net| config::Net { tap: self.hand(net.tap), mac: net.mac }).collect(),
             vsock: vsock.map(|listener| config::Vsock { cid: GUEST_CID, listener: self.hand(listener) }),
-            console: None,
-            console_log: None,
-            console_listener: None,
-            record: None,
+            console,
+            console_log,
+            console_listener,
+            record,
             control: control.map(|listener| self.hand(listener)),
-            events: None,
-            lifeline: None,
+            events,
+            lifeline,
         }
     }
 

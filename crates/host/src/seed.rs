@@ -2,7 +2,7 @@
 //! run and what the machine is called. It is cloud-init's NoCloud data source: a FAT file system with the
 //! label `cidata` and the files `meta-data` and `user-data`. It exists in memory only.
 //!
-//! The instance id is a digest of the seed. cloud-init does its per-instance work once for each id, so the
+//! Where no instance id is given, it is a digest of the seed. cloud-init does its per-instance work once for each id, so the
 //! same seed on a disk that was written to is the same machine started again, and another seed is a new one.
 
 use std::{
@@ -14,12 +14,17 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use ec2vmm_vmm_api::FailureKind;
+use ec2vmm_model::ids::InstanceId;
+use ec2vmm_vmm_api::{FailureKind, config::Format};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{Explained, files};
+use crate::{
+    Explained,
+    disks::{Disk, OpenLayer},
+    files,
+};
 
 /// What a guest is told.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -28,6 +33,8 @@ pub struct Seed {
     pub keys: Vec<PublicKey>,
     /// What the machine is called, if not what its image says.
     pub hostname: Option<Hostname>,
+    /// The instance's id, if it has one of its own.
+    pub instance_id: Option<InstanceId>,
     /// For cloud-init, as it is: a script, cloud-config, ... At most [`USER_DATA_BYTES_MAX`].
     pub user_data: Option<Vec<u8>>,
 }
@@ -136,10 +143,25 @@ impl Seed {
     /// [`Error::Make`].
     pub fn build(&self) -> Result<File, Error> {
         let user_data = self.user_data.as_deref().unwrap_or(NO_USER_DATA);
-        let id = Uuid::new_v5(&INSTANCES, &[self.meta_data("").as_bytes(), b"\0", user_data].concat());
-        let meta_data = self.meta_data(&format!("i-{}", id.simple()));
+        let meta_data = match &self.instance_id {
+            Some(id) => self.meta_data(id.as_str()),
+            None => {
+                let digested = [self.meta_data("").as_bytes(), b"\0", user_data].concat();
+                let id = Uuid::new_v5(&INSTANCES, &digested);
+                self.meta_data(&format!("i-{}", id.simple()))
+            }
+        };
         let disk = file_system(&[("meta-data", meta_data.as_bytes()), ("user-data", user_data)])?;
         Ok(unnamed_file(&disk)?)
+    }
+
+    /// The disk, for a machine.
+    ///
+    /// # Errors
+    /// [`Error::Make`].
+    pub fn disk(&self) -> Result<Disk, Error> {
+        let layers = vec![OpenLayer { file: self.build()?, format: Format::Raw }];
+        Ok(Disk { layers, read_only: true, scratch: false, serial: SERIAL.to_owned() })
     }
 
     /// JSON, which is YAML.
@@ -188,7 +210,11 @@ impl PublicKey {
         }
     }
 
-    fn parse(line: &str) -> Result<Self, &'static str> {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(line: &str) -> Result<Self, &'static str> {
         if line.chars().any(char::is_control) {
             return Err("a public key is text");
         }
@@ -266,6 +292,7 @@ const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The kernel's `__NEW_UTS_LEN`.
 const HOSTNAME_BYTES_MAX: usize = 64;
 const NO_USER_DATA: &[u8] = b"#cloud-config\n{}\n";
+const SERIAL: &str = "seed";
 const LABEL: [u8; 11] = *b"cidata     ";
 const VOLUME_ID: u32 = 0xec2;
 const SECTOR_BYTES: usize = 512;
@@ -303,6 +330,7 @@ mod tests {
         let seed = Seed {
             keys: vec![PublicKey::parse(KEY).unwrap()],
             hostname: Some("web-1".parse().unwrap()),
+            instance_id: None,
             user_data: Some(b"#!/bin/sh\necho hello\n".to_vec()),
         };
         let mut disk = seed.build().unwrap();
@@ -320,6 +348,18 @@ mod tests {
             }
         "#]]
         .assert_eq(&without_id(&read(&file_system, "meta-data")));
+    }
+
+    #[test]
+    fn an_instance_keeps_its_id_whatever_it_is_told() {
+        let instance_id = Some("i-0123456789abcdef0".parse().unwrap());
+        for user_data in [None, Some(b"#!/bin/sh".to_vec())] {
+            let seed = Seed { instance_id: instance_id.clone(), user_data, ..Seed::default() };
+            let mut disk = seed.build().unwrap();
+            let file_system = fatfs::FileSystem::new(Copied::of(&mut disk), fatfs::FsOptions::new()).unwrap();
+            let meta_data = read(&file_system, "meta-data");
+            assert!(meta_data.contains("\"instance-id\": \"i-0123456789abcdef0\""), "{meta_data}");
+        }
     }
 
     #[test]

@@ -115,6 +115,16 @@ impl Drop for Listener {
     }
 }
 
+/// Listens on a socket that keeps its name, for somebody who outlives us. One that nobody listens on any more
+/// is replaced.
+///
+/// # Errors
+/// [`Error`].
+pub fn listen_named(path: &Path) -> Result<OwnedFd, Error> {
+    make_room(path)?;
+    listen(path).map_err(|errno| Error::Listen { path: path.to_owned(), source: errno.into() })
+}
+
 /// Connects to a socket by its inode.
 #[derive(Debug)]
 pub struct Dialer(OwnedFd);

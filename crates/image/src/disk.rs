@@ -336,10 +336,32 @@ impl Disk {
 /// # Errors
 /// The file cannot be written, or `size` is 0 or beyond 64 TiB.
 pub fn create_overlay(file: File, size: u64) -> io::Result<()> {
+    create(file, size, None)
+}
+
+/// Formats `file`, which is empty, as a qcow2 file of `size` bytes that shows what is in the file `backing`
+/// until it is written to: a path relative to the folder of the file itself, or an absolute one. That file's
+/// format is recorded. Nothing is brought to stable storage.
+///
+/// # Errors
+/// The file cannot be written, or `size` is 0 or beyond 64 TiB.
+pub fn create_overlay_over(file: File, size: u64, backing: &str, format: Format) -> io::Result<()> {
+    create(file, size, Some((backing, format)))
+}
+
+fn create(file: File, size: u64, backing: Option<(&str, Format)>) -> io::Result<()> {
     if size == 0 || size > crate::qcow2::SIZE_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no disk can hold {size} bytes")));
     }
-    Qcow2::<Storage>::create_builder(Storage::try_from(file)?).size(size).create()
+    let mut builder = Qcow2::<Storage>::create_builder(Storage::try_from(file)?).size(size);
+    if let Some((name, format)) = backing {
+        let format = match format {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        };
+        builder = builder.backing(name.to_owned(), format.to_owned());
+    }
+    builder.create()
 }
 
 fn open_raw(file: File, write: bool) -> io::Result<FormatAccess<Storage>> {

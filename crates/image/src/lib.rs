@@ -23,7 +23,7 @@ mod qcow2;
 mod window;
 
 pub use boot::{Boot, BootError, find_boot};
-pub use disk::{Disk, DiskError, create_overlay};
+pub use disk::{Disk, DiskError, create_overlay, create_overlay_over};
 pub use error::{Error, ErrorKind};
 pub use ext4::FilesError;
 pub use format::{Format, Layer, UnknownFormat};

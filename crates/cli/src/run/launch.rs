@@ -9,7 +9,7 @@ use ec2vmm_host::{
     sockets::{Dialer, Listener, listen_unnamed},
     tap,
 };
-use ec2vmm_vmm_api::config::{Format, Identity};
+use ec2vmm_vmm_api::config::Identity;
 use uuid::Uuid;
 
 use super::{
@@ -82,9 +82,7 @@ fn open_disks(plan: &Plan) -> Result<Vec<disks::Disk>, Error> {
         open.push(disks::open(wanted, &plan.scratch)?);
     }
     if !plan.seed.is_empty() {
-        let file = plan.seed.build()?;
-        let layers = vec![disks::OpenLayer { file, format: Format::Raw }];
-        open.push(disks::Disk { layers, read_only: true, scratch: false, serial: SEED_SERIAL.to_owned() });
+        open.push(plan.seed.disk()?);
     }
     Ok(open)
 }
@@ -141,4 +139,3 @@ fn identity(product: &str) -> Identity {
 }
 
 const MANUFACTURER: &str = "ec2vmm";
-const SEED_SERIAL: &str = "seed";
