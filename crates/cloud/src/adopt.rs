@@ -10,10 +10,11 @@ use ec2vmm_host::host::FoundMachine;
 use ec2vmm_model::{
     Instance, Time,
     ids::{InstanceId, InterfaceId, VolumeId},
-    lifecycle::State,
+    lifecycle::{News, State},
     plan::{Machine, Presence, Step},
 };
 use ec2vmm_store::{Keys, Stored};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::{
@@ -50,12 +51,32 @@ pub(crate) async fn take_over(cloud: &Arc<Inner>, now: Time) -> Result<(), Error
     if !sweep::orphans(cloud, &inventory).await {
         warn!("what belongs to nobody could not all be removed: it will be tried again");
     }
+    record_ends(cloud, &instances).await?;
     for instance in &instances {
         if !matches!(cloud.next_step(instance)?, Step::Done) {
             if instance.state == State::Pending {
                 cloud.reconcilers.start_requested(&instance.id, instance.generation);
             }
             cloud.wake(&instance.id);
+        }
+    }
+    Ok(())
+}
+
+/// Records the machines that have ended while nobody watched, before anybody can ask: nobody is told that
+/// an instance runs of which it is known that it does not.
+async fn record_ends(cloud: &Arc<Inner>, instances: &[Stored<Instance>]) -> Result<(), Error> {
+    let mut ends = JoinSet::new();
+    for instance in instances {
+        if let Step::Record(ended @ News::Ended(_)) = cloud.next_step(instance)? {
+            let (cloud, instance) = (Arc::clone(cloud), instance.clone());
+            ends.spawn(async move { cloud.record(&instance, ended).await });
+        }
+    }
+    while let Some(recorded) = ends.join_next().await {
+        if let Ok(Err(error)) = recorded {
+            // The reconciler tries again.
+            warn!(error = &error as &dyn std::error::Error, "the end of a machine could not be recorded");
         }
     }
     Ok(())

@@ -171,6 +171,8 @@ impl Inner {
         let store = self.store.clone();
         let result = blocking(move || {
             let result = store.transact(&mut body);
+            // Who has all permits knows that nobody has the store any more.
+            drop((body, store));
             drop(permit);
             result
         })

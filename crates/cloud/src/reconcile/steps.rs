@@ -200,7 +200,7 @@ impl Inner {
     }
 
     /// Writes what became of the machine, if the record is still the one that was looked at.
-    async fn record(self: &Arc<Self>, stored: &Stored<Instance>, news: News) -> Result<(), Error> {
+    pub(crate) async fn record(self: &Arc<Self>, stored: &Stored<Instance>, news: News) -> Result<(), Error> {
         let after_loss = if self.config.restart_on_boot { AfterLoss::StartAgain } else { AfterLoss::Stop };
         let (id, version, inner) = (stored.id.clone(), stored.version, Arc::clone(self));
         let steps = self.reconcilers.with(&id, |entry| entry.seen.timeline(stored.generation));
