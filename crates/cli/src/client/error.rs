@@ -67,7 +67,9 @@ impl Error {
             Self::Nonsense(_) => {
                 "`ec2vmm --version` and `ec2vmm status` tell whether both are of one version".to_owned()
             }
-            Self::Refused(problem) => return problem.hint.clone(),
+            Self::Refused(problem) => {
+                return problem.hint.clone().or_else(|| usual_hint(&problem.code).map(str::to_owned));
+            }
             Self::TooLong(_) | Self::Machinery(_) => return None,
         })
     }
@@ -88,6 +90,28 @@ impl Error {
             Self::Machinery(_) => 1,
         }
     }
+}
+
+/// What this command can do about a refusal where the daemon, which knows many clients, says nothing.
+fn usual_hint(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "InvalidInstanceID.NotFound" => "`ec2vmm ls --all` lists the instances",
+        "InvalidKeyPair.NotFound" => "`ec2vmm key ls` lists the key pairs; `ec2vmm key create` makes one",
+        "InvalidKeyPair.Duplicate" => "`ec2vmm key ls` lists the key pairs; `ec2vmm key rm` deletes one",
+        "InvalidAMIID.NotFound" => "`ec2vmm image ls` lists the images; `ec2vmm image register` makes one",
+        "IncorrectInstanceState" => {
+            "`ec2vmm show ID` tells its state; `--wait` and `ec2vmm wait` wait for one"
+        }
+        "OperationNotPermitted" => {
+            "`ec2vmm modify ID --protect off` and `--protect-stop off` take the protection off"
+        }
+        "InsufficientInstanceCapacity" => {
+            "`ec2vmm status` tells what is left; stopped instances take nothing"
+        }
+        "IdempotentParameterMismatch" => "take another `--token`, or none",
+        "Unavailable" | "InternalError" => "`journalctl -u ec2vmmd` tells more",
+        _ => return None,
+    })
 }
 
 /// Scripts want to tell apart what another argument mends, what time mends, and what neither does.

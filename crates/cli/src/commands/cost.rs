@@ -87,7 +87,7 @@ fn describe(report: &CostReport, screen: Screen) -> String {
             [found.instance_id.as_str().into(), name.into(), found.instance_type.as_deref().into(), state];
         table.row(row(head, &found.cost, columns));
     }
-    if let Some(others) = &report.others {
+    if let Some(others) = report.others.as_ref().filter(|others| **others != Cost::default()) {
         table.row(row(["others".into(), "-".into(), "-".into(), "-".into()], others, columns));
     }
     table.row(row(["total".into(), "".into(), "".into(), "".into()], &report.total, columns));

@@ -20,7 +20,6 @@ use crate::{
         self,
         screen::Screen,
         span::took,
-        state_name,
         table::{Table, number, text, whole},
     },
 };
@@ -139,17 +138,7 @@ fn print(event: &Event, json: bool) -> Result<(), Error> {
 /// One line for people. As the columns are of known width, lines that come later fit those before.
 fn line(event: &Event) -> String {
     let id = event.instance_id.as_deref().unwrap_or("-");
-    let states = match (event.previous_state, event.current_state) {
-        (Some(before), Some(after)) => format!("{} → {}", state_name(before), state_name(after)),
-        (None, Some(after)) => state_name(after).to_owned(),
-        _ => String::new(),
-    };
-    let what = match (states.is_empty(), event.message.is_empty()) {
-        (true, _) => event.message.clone(),
-        (false, true) => states,
-        (false, false) => format!("{states}  {}", event.message),
-    };
-    let line = format!("{}  {id:ID_WIDTH$}  {:KIND_WIDTH$}  {what}", event.time, kind(event.kind));
+    let line = format!("{}  {id:ID_WIDTH$}  {:KIND_WIDTH$}  {}", event.time, kind(event.kind), event.message);
     output::printable(line.trim_end()) + "\n"
 }
 

@@ -32,8 +32,9 @@ pub(crate) fn run(args: &StatusArgs, environment: &Environment) -> Done {
 
 fn describe(status: &Status) -> Vec<(&'static str, String)> {
     let capacity = status.capacity;
+    let counts = status.instances.iter().filter(|(_, count)| **count > 0);
     let instances: Vec<String> =
-        status.instances.iter().map(|(state, count)| format!("{count} {}", state_name(*state))).collect();
+        counts.map(|(state, count)| format!("{count} {}", state_name(*state))).collect();
     let mebibytes = |count: u64| bytes(count.saturating_mul(1 << 20));
     vec![
         ("daemon", format!("ec2vmmd {}, process {}", status.version, status.pid)),

@@ -132,10 +132,11 @@ fn an_instance_that_does_not_run() {
     host.check(
         &mut host.command(&format!("console {} --attach", id(1))),
         &expect![[r#"
-        status 43
-        -- stderr
-        ec2vmm: The instance is not running. (IncorrectInstanceState)
-    "#]],
+            status 43
+            -- stderr
+            ec2vmm: The instance is not running. (IncorrectInstanceState)
+            hint: `ec2vmm show ID` tells its state; `--wait` and `ec2vmm wait` wait for one
+        "#]],
     );
 }
 

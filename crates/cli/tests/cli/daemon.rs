@@ -337,6 +337,6 @@ pub(crate) fn event(sequence: u64, nth: u64, from: &str, to: &str) -> Value {
         "instance_id": id(nth),
         "previous_state": from,
         "current_state": to,
-        "message": "",
+        "message": format!("{from} → {to}"),
     })
 }

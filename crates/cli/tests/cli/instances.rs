@@ -250,6 +250,7 @@ fn the_others_have_their_turn() {
         i-20000000000000000  running  stopping
         -- stderr
         ec2vmm: The instance 'i-10000000000000000' is not in a state from which it can be stopped. (IncorrectInstanceState)
+        hint: `ec2vmm show ID` tells its state; `--wait` and `ec2vmm wait` wait for one
     "#]]);
     host.check(&mut host.command(&(words + " --json")), &expect![[r#"
         status 43
@@ -263,6 +264,7 @@ fn the_others_have_their_turn() {
         ]
         -- stderr
         ec2vmm: The instance 'i-10000000000000000' is not in a state from which it can be stopped. (IncorrectInstanceState)
+        hint: `ec2vmm show ID` tells its state; `--wait` and `ec2vmm wait` wait for one
     "#]]);
     expect![[r#"
         POST /v1/instances/i-10000000000000000/stop?force=true

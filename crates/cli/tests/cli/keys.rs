@@ -158,10 +158,11 @@ fn listing_and_deleting() {
     host.check(
         command.arg("my key/1"),
         &expect![[r#"
-        status 42
-        -- stderr
-        ec2vmm: The key pair 'no' does not exist (InvalidKeyPair.NotFound)
-    "#]],
+            status 42
+            -- stderr
+            ec2vmm: The key pair 'no' does not exist (InvalidKeyPair.NotFound)
+            hint: `ec2vmm key ls` lists the key pairs; `ec2vmm key create` makes one
+        "#]],
     );
     expect![[r#"
         GET /v1/key-pairs?filter=key-type%3Drsa

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod cloud;
+#[cfg(test)]
 mod completion;
 #[cfg(test)]
 mod consoles;
@@ -20,6 +22,8 @@ mod host;
 mod instances;
 #[cfg(test)]
 mod keys;
+#[cfg(test)]
+mod life;
 #[cfg(test)]
 mod no_daemon;
 #[cfg(test)]

@@ -155,6 +155,7 @@ fn what_is_not_shown_any_more_is_terminated() {
         status 42
         -- stderr
         ec2vmm: no answer to GET /v1/instances/i-10000000000000000 (InvalidInstanceID.NotFound)
+        hint: `ec2vmm ls --all` lists the instances
     "#]]);
 }
 
