@@ -42,9 +42,14 @@ impl Border<'_> {
 
         // Nobody but the host opens connections to instances; networks do not see each other.
         let mut forward = vec![
-            vec![from_network(), matches("!=", ip("saddr"), prefix.clone()), drop()],
-            vec![from_network(), equal(ip("daddr"), link_local()), drop()],
-            vec![from_network(), equal(json!({"meta": {"key": "oifname"}}), json!("vpc-*")), drop()],
+            vec![from_network(), matches("!=", ip("saddr"), prefix.clone()), counter(), drop()],
+            vec![from_network(), equal(ip("daddr"), link_local()), counter(), drop()],
+            vec![
+                from_network(),
+                equal(json!({"meta": {"key": "oifname"}}), json!("vpc-*")),
+                counter(),
+                drop(),
+            ],
         ];
         match self.outside {
             Outside::Any => forward.push(vec![from_network(), accept()]),
@@ -56,7 +61,7 @@ impl Border<'_> {
             Outside::Closed => forward.push(vec![from_network(), reject()]),
         }
         forward.push(vec![to_network(), answers(), accept()]);
-        forward.push(vec![to_network(), drop()]);
+        forward.push(vec![to_network(), counter(), drop()]);
 
         let mut input = vec![vec![from_network(), answers(), accept()]];
         if !self.reach_host {

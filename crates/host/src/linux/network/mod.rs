@@ -210,6 +210,13 @@ impl Network {
     /// No such network, an address that is not in its range or reserved or taken, or the host's system
     /// refuses.
     pub async fn ensure_interface(&self, plan: &InterfacePlan) -> Result<(), Error> {
+        if lock(&self.homes).get(&plan.id).is_some_and(|home| *home != plan.vpc) {
+            return Err(Error::Invalid {
+                what: "the interface's network",
+                given: plan.vpc.to_string(),
+                rule: "it cannot change while the interface is there",
+            });
+        }
         let slot = self.slot(&plan.vpc);
         let mut slot = slot.lock().await;
         let vpc = slot.as_mut().ok_or_else(|| Error::NoNetwork { vpc: plan.vpc.clone() })?;

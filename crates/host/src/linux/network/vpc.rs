@@ -170,6 +170,13 @@ impl Vpc {
                 rule: "it has to be that of one card",
             });
         }
+        if self.interfaces.get(&plan.id).is_some_and(|known| known.address != plan.address) {
+            return Err(Error::Invalid {
+                what: "the interface's address",
+                given: plan.address.to_string(),
+                rule: "it cannot change while the interface is there",
+            });
+        }
         let taken =
             self.interfaces.iter().find(|(id, other)| **id != plan.id && other.address == plan.address);
         if let Some((other, _)) = taken {

@@ -83,12 +83,12 @@ async fn serve(socket: UdpSocket, lease: Lease, counters: Arc<Counters>) {
             }
         };
         match lease.answer(packet.get(..length).unwrap_or_default()) {
-            Ok(answer) => match socket.send_to(&answer.bytes, answer.to).await {
-                Ok(_) => {
-                    counters.dhcp_answered.fetch_add(1, Ordering::Relaxed);
+            Ok(answer) => {
+                counters.dhcp_answered.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = socket.send_to(&answer.bytes, answer.to).await {
+                    tracing::debug!(%error, address = %lease.address, "DHCP answer");
                 }
-                Err(error) => tracing::debug!(%error, address = %lease.address, "DHCP answer"),
-            },
+            }
             Err(silence) => {
                 counters.dhcp_dropped.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(?silence, address = %lease.address, "DHCP packet without an answer");

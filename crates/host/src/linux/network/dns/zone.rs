@@ -126,9 +126,7 @@ impl Zone {
                 reply.add_answer(Record::from_rdata(query.name.clone(), TTL_SECONDS, data))
             }
             // RFC 2308: how long an absence may be remembered.
-            _ => {
-                reply.add_authority(Record::from_rdata(self.domain.clone(), TTL_SECONDS, self.authority()))
-            }
+            _ => reply.add_authority(Record::from_rdata(self.domain.clone(), TTL_SECONDS, self.authority())),
         };
         if question.edns.is_some() {
             let mut edns = Edns::new();

@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use dhcproto::{
+    Decodable, Encodable,
+    v4::{DhcpOption, Message, MessageType},
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::lab::{address, alone, config, interface_plan, network_plan, run};
@@ -55,16 +59,18 @@ fn arp(operation: u8, from: ([u8; 6], Ipv4Addr), to: Ipv4Addr) -> Vec<u8> {
     [&head[..], &from.0, &from.1.octets(), &[0; 6], &to.octets()].concat()
 }
 
-/// An UDP packet without a checksum, which carries one byte.
-fn udp(from: Ipv4Addr, to: Ipv4Addr, ports: (u16, u16), byte: u8) -> Vec<u8> {
-    let mut head = [0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// An UDP packet without a checksum.
+fn udp(from: Ipv4Addr, to: Ipv4Addr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len() + 8).unwrap();
+    let mut head = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    head[2..4].copy_from_slice(&(length + 20).to_be_bytes());
     head[12..16].copy_from_slice(&from.octets());
     head[16..20].copy_from_slice(&to.octets());
     let sum: u32 = head.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
-    head[10..12]
-        .copy_from_slice(&(!u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()).to_be_bytes());
-    [&head[..], &ports.0.to_be_bytes(), &ports.1.to_be_bytes(), &[0, 9, 0, 0], &[byte]].concat()
+    head[10..12].copy_from_slice(&(!u16::try_from(folded).unwrap()).to_be_bytes());
+    let ports = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    [&head[..], &ports, &length.to_be_bytes(), &[0, 0], payload].concat()
 }
 
 const HEADER_BYTES: usize = 10;
@@ -97,6 +103,27 @@ fn the_router_answers_arp_for_everyone_who_is_there() {
 }
 
 #[test]
+fn a_client_without_an_address_is_answered_by_its_hardware_address() {
+    alone(async || {
+        let network = Network::start(config()).await.unwrap();
+        network.ensure_network(&network_plan()).await.unwrap();
+        let mut ten = Wire::plug(&network, 10).await;
+        let zero = Ipv4Addr::UNSPECIFIED;
+        let mut question = Message::new_with_id(7, zero, zero, zero, zero, &mac(10));
+        question.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+        let packet = udp(zero, Ipv4Addr::BROADCAST, (68, 67), &question.to_vec().unwrap());
+        ten.send(&ethernet(EVERYONE, mac(10), IP, &packet));
+        let answer = ten.receive(IP);
+        let (to, addresses, packet) = (&answer[..6], &answer[26..34], &answer[42..]);
+        assert_eq!(
+            (to, addresses),
+            (&mac(10)[..], &[address(1).octets(), address(10).octets()].concat()[..])
+        );
+        assert_eq!(Message::from_bytes(packet).unwrap().yiaddr(), address(10));
+    });
+}
+
+#[test]
 fn forged_sources_are_dropped() {
     alone(async || {
         let network = Network::start(config()).await.unwrap();
@@ -108,22 +135,22 @@ fn forged_sources_are_dropped() {
         let neighbours = || run("ip netns exec vpc-0123456789abcdef0 ip neigh | grep PERMANENT | sort");
         let before = neighbours();
 
-        let honest = |byte| ethernet(router, mac(10), IP, &udp(address(10), address(11), (9, 9), byte));
-        let other = udp(address(12), address(11), (9, 9), 0xee);
-        let own = udp(address(10), address(11), (9, 9), 0xee);
+        let honest = |byte| ethernet(router, mac(10), IP, &udp(address(10), address(11), (9, 9), &[byte]));
+        let other = udp(address(12), address(11), (9, 9), &[0xee]);
+        let own = udp(address(10), address(11), (9, 9), &[0xee]);
         let forged = [
             // Another's address, nobody's, the router's, the host's, the world's.
             ethernet(router, mac(10), IP, &other),
-            ethernet(router, mac(10), IP, &udp(Ipv4Addr::UNSPECIFIED, address(11), (9, 9), 0xee)),
-            ethernet(router, mac(10), IP, &udp(address(1), address(11), (9, 9), 0xee)),
-            ethernet(router, mac(10), IP, &udp(address(3), address(11), (9, 9), 0xee)),
-            ethernet(router, mac(10), IP, &udp(Ipv4Addr::new(192, 0, 2, 2), address(11), (9, 9), 0xee)),
+            ethernet(router, mac(10), IP, &udp(Ipv4Addr::UNSPECIFIED, address(11), (9, 9), &[0xee])),
+            ethernet(router, mac(10), IP, &udp(address(1), address(11), (9, 9), &[0xee])),
+            ethernet(router, mac(10), IP, &udp(address(3), address(11), (9, 9), &[0xee])),
+            ethernet(router, mac(10), IP, &udp(Ipv4Addr::new(192, 0, 2, 2), address(11), (9, 9), &[0xee])),
             // Another's hardware address.
             ethernet(router, mac(12), IP, &own),
             ethernet(router, router, IP, &own),
             // DHCP is for who has no address, and to everyone.
-            ethernet(router, mac(10), IP, &udp(Ipv4Addr::UNSPECIFIED, address(11), (68, 67), 0xee)),
-            ethernet(EVERYONE, mac(10), IP, &udp(address(12), Ipv4Addr::BROADCAST, (68, 67), 0xee)),
+            ethernet(router, mac(10), IP, &udp(Ipv4Addr::UNSPECIFIED, address(11), (68, 67), &[0xee])),
+            ethernet(EVERYONE, mac(10), IP, &udp(address(12), Ipv4Addr::BROADCAST, (68, 67), &[0xee])),
             // Neither IPv4 nor ARP.
             ethernet(router, mac(10), 0x86dd, &[0x60; 60]),
             ethernet(router, mac(10), 0x88b5, &[0xee; 60]),

@@ -16,7 +16,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::lab::{
     Computer, address, alone, config, interface_id, interface_plan, network_plan, run, shell, text,
 };
-use crate::linux::network::{Network, Outside};
+use crate::{
+    host::{InterfacePlan, NetworkPlan},
+    linux::network::{Config, Error, Network, Outside, firewall},
+};
 
 /// A network with interfaces 10 and 11 plugged in and configured.
 async fn two() -> (Network, Computer, Computer) {
@@ -98,12 +101,12 @@ fn instances_reach_the_outside_as_the_host() {
         ten.inside(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap()).await;
         assert_eq!(listener.accept().unwrap().1.ip(), Ipv4Addr::new(192, 0, 2, 1));
 
-        // The other way round there is no way, even for who knows one: the border tells nobody.
-        let seen = TcpListener::bind("192.0.2.1:81").unwrap();
+        // The other way round there is no way, even for who knows one.
         let said = world.shell("ip route add 172.31.0.0/20 via 192.0.2.1; ping -c1 -W1 172.31.0.10").await;
         assert!(!said.status.success(), "{said:?}");
-        let passed = run("ip netns exec vpc-0123456789abcdef0 cat /proc/net/dev | grep out:");
-        assert!(passed.contains("out:"), "{passed}");
+        let border = run("nft list chain ip ec2vmm-vpc-0123456789abcdef0 forward");
+        assert!(border.contains("oifname \"vpc-6789abcdef0\" counter packets 1 "), "{border}");
+        let seen = TcpListener::bind("192.0.2.1:81").unwrap();
         // Nor are instances let at the host's own services.
         let host = SocketAddr::from(([192, 0, 2, 1], 81));
         let refused = ten.inside(move || TcpStream::connect_timeout(&host, PATIENCE).unwrap_err()).await;
@@ -116,13 +119,8 @@ fn instances_reach_the_outside_as_the_host() {
 #[test]
 fn a_closed_network_reaches_nothing_outside_and_an_open_one_the_host() {
     alone(async || {
-        let network = Network::start(crate::linux::network::Config {
-            outside: Outside::Closed,
-            reach_host: true,
-            ..config()
-        })
-        .await
-        .unwrap();
+        let network =
+            Network::start(Config { outside: Outside::Closed, reach_host: true, ..config() }).await.unwrap();
         network.ensure_network(&network_plan()).await.unwrap();
         let ten = Computer::plug_configured(&network, 10).await;
         let world = Computer::outside().await;
@@ -134,6 +132,46 @@ fn a_closed_network_reaches_nothing_outside_and_an_open_one_the_host() {
         let host = SocketAddr::from(([192, 0, 2, 1], 81));
         ten.inside(move || TcpStream::connect_timeout(&host, PATIENCE).unwrap()).await;
         assert_eq!(service.accept().unwrap().1.ip(), address(10));
+    });
+}
+
+#[test]
+fn networks_do_not_see_each_other_and_leave_by_the_way_that_is_given() {
+    alone(async || {
+        let outside = Outside::Only("world".into());
+        let network = Network::start(Config { outside, ..config() }).await.unwrap();
+        network.ensure_network(&network_plan()).await.unwrap();
+        let ten = Computer::plug_configured(&network, 10).await;
+        let other = "vpc-00000000000000002".parse().unwrap();
+        let base = Ipv4Addr::new(172, 30, 0, 0);
+        network.ensure_network(&NetworkPlan { vpc: other, base, prefix: 16 }).await.unwrap();
+
+        let world = Computer::outside().await;
+        ten.run("ping -c1 -W5 192.0.2.2").await;
+        run(
+            "ip link add lan type veth peer name eth1 netns world && ip addr add 198.51.100.1/24 dev lan && ip link set lan up",
+        );
+        world.run("ip addr add 198.51.100.2/24 dev eth1 && ip link set eth1 up").await;
+        run("ping -c1 -W5 198.51.100.2");
+        let said = text(&ten.shell("ping -c1 -W5 198.51.100.2").await.stdout);
+        assert!(said.contains("From 172.31.0.3 icmp_seq=1 Packet filtered"), "{said}");
+
+        run("ping -c1 -W5 172.30.0.1");
+        assert!(!ten.shell("ping -c1 -W1 172.30.0.1").await.status.success());
+        // Each network's border drops it, and one of them is first.
+        let borders = run("nft list ruleset");
+        assert_eq!(borders.matches("counter packets 1 ").count(), 1, "{borders}");
+    });
+}
+
+#[test]
+fn a_host_that_forwards_nothing_is_noticed() {
+    alone(async || {
+        assert_eq!(firewall::forward_is_closed().await.unwrap(), None);
+        run(
+            "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+        );
+        assert_eq!(firewall::forward_is_closed().await.unwrap().as_deref(), Some("ip filter FORWARD"));
     });
 }
 
@@ -205,7 +243,7 @@ fn what_others_use_is_not_taken() {
         network.ensure_network(&network_plan()).await.unwrap();
         network.ensure_interface(&interface_plan(10)).await.unwrap();
         let error = network
-            .ensure_interface(&crate::host::InterfacePlan { id: interface_id(11), ..interface_plan(10) })
+            .ensure_interface(&InterfacePlan { id: interface_id(11), ..interface_plan(10) })
             .await
             .unwrap_err();
         expect![
@@ -215,12 +253,21 @@ fn what_others_use_is_not_taken() {
         for reserved in [0, 1, 2, 3] {
             network.ensure_interface(&interface_plan(reserved)).await.unwrap_err();
         }
+        for changed in [
+            InterfacePlan { address: address(12), ..interface_plan(10) },
+            InterfacePlan { vpc: "vpc-00000000000000002".parse().unwrap(), ..interface_plan(10) },
+            InterfacePlan { mac: [1, 0, 0, 0, 0, 1], ..interface_plan(12) },
+            InterfacePlan { hostname: "a.b".into(), ..interface_plan(12) },
+        ] {
+            let error = network.ensure_interface(&changed).await.unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        }
+        assert_eq!(network.inventory().await.unwrap().1, [interface_id(10)]);
         let error = Network::start(config()).await.unwrap_err();
         expect![[r#"another process has the networks of this host (prefix "")"#]]
             .assert_eq(&error.to_string());
         // Another prefix is another's.
-        let other =
-            Network::start(crate::linux::network::Config { prefix: "ci-".into(), ..config() }).await.unwrap();
+        let other = Network::start(Config { prefix: "ci-".into(), ..config() }).await.unwrap();
         assert_eq!(other.inventory().await.unwrap(), (vec![], vec![]));
     });
 }
