@@ -14,7 +14,7 @@ use ec2vmm_model::{
     plan::TERMINATED_SHOWN_MS,
     volumes::Volume,
 };
-use ec2vmm_store::{Expect, Keys};
+use ec2vmm_store::{Expect, Keys, Stored, Transaction};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -55,6 +55,9 @@ async fn old_things(cloud: &Arc<Inner>) -> Result<(), Error> {
     for instance in cloud.store.range::<Instance>(&Keys::all())? {
         let shown_ms = now.ms_since(instance.terminated.unwrap_or(instance.state_since));
         let is_old = instance.state == State::Terminated && shown_ms >= TERMINATED_SHOWN_MS;
+        if instance.terminated.is_some_and(|terminated| terminated > now) {
+            mend_time(cloud, &instance).await?;
+        }
         // Whatever happened to a task: what is on its way goes on.
         if is_old || instance.state.is_passing() {
             cloud.wake(&instance.id);
@@ -63,7 +66,7 @@ async fn old_things(cloud: &Arc<Inner>) -> Result<(), Error> {
     let tokens = cloud.store.range::<LaunchToken>(&Keys::all())?;
     let over: Vec<_> = tokens.iter().filter(|token| token.is_over(now)).cloned().collect();
     for token in over {
-        let body = move |transaction: &mut ec2vmm_store::Transaction<'_>| {
+        let body = move |transaction: &mut Transaction<'_>| {
             let key = LaunchToken::key_of(&token.region, &token.token);
             Ok(transaction.delete::<LaunchToken>(&key, Expect::Version(token.version))?)
         };
@@ -74,7 +77,7 @@ async fn old_things(cloud: &Arc<Inner>) -> Result<(), Error> {
         if excess.is_empty() {
             return Ok(());
         }
-        let body = move |transaction: &mut ec2vmm_store::Transaction<'_>| {
+        let body = move |transaction: &mut Transaction<'_>| {
             for key in &excess {
                 transaction.delete::<LoggedEvent>(key, Expect::Any)?;
             }
@@ -82,6 +85,17 @@ async fn old_things(cloud: &Arc<Inner>) -> Result<(), Error> {
         };
         cloud.commit(body, |_, ()| {}).await?;
     }
+}
+
+/// A clock went back behind the termination: its hour counts from now, not from then.
+async fn mend_time(cloud: &Arc<Inner>, instance: &Stored<Instance>) -> Result<(), Error> {
+    let (inner, id) = (Arc::clone(cloud), instance.id.clone());
+    let body = move |transaction: &mut Transaction<'_>| {
+        let Some(stored) = transaction.get::<Instance>(id.as_str())? else { return Ok(()) };
+        let mended = Instance { terminated: Some(inner.now()), ..(*stored.record).clone() };
+        Ok(transaction.put(mended, Expect::Version(stored.version))?)
+    };
+    cloud.commit(body, |_, ()| {}).await
 }
 
 /// Removes what is in the inventory and has no record now. Tells whether all of it went.

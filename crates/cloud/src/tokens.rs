@@ -33,7 +33,7 @@ impl LaunchToken {
     pub(crate) fn forget(&mut self, instance: &Instance, now: Time) {
         // What is large, or somebody's secret, is no part of the answer.
         self.forgotten.push(Instance { user_data: None, public_key: None, ..instance.clone() });
-        self.ended = self.ended.max(Some(instance.terminated.unwrap_or(now)));
+        self.ended = self.ended.max(Some(instance.terminated.unwrap_or(now).min(now)));
     }
 
     /// EC2 remembers a token for a day after the instances were terminated.

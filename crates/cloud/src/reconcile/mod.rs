@@ -17,10 +17,12 @@ use std::{
 use ec2vmm_model::{
     Instance,
     ids::InstanceId,
+    ledger,
     lifecycle::State,
     plan::{self, Machine, Step},
+    volumes::Volume,
 };
-use ec2vmm_store::Stored;
+use ec2vmm_store::{Keys, Stored};
 use tokio::{sync::Notify, time::Instant};
 use tracing::{Instrument, info_span, warn};
 
@@ -141,7 +143,11 @@ impl Inner {
 
     /// What the record and the host come to.
     pub(crate) fn next_step(&self, stored: &Stored<Instance>) -> Result<Step, Error> {
-        let volumes = self.volumes_of(stored)?;
+        let volumes = self.volumes_of(stored)?.into_iter().map(|volume| {
+            let goes = self.goes_with(stored, &volume)?;
+            Ok((volume, goes))
+        });
+        let volumes = volumes.collect::<Result<Vec<_>, Error>>()?;
         let network = self.reconcilers.network_is_there.load(Ordering::Acquire);
         let grace = self.config.stop_grace;
         let now = self.now();
@@ -149,6 +155,22 @@ impl Inner {
             self.reconcilers.with(&stored.id, |entry| entry.seen.observed(now, grace, network, &volumes));
         let observed = observed.unwrap_or_else(|| Seen::default().observed(now, grace, network, &volumes));
         Ok(plan::next_step(stored, &observed))
+    }
+}
+
+impl Inner {
+    /// The volume goes when the instance is terminated: it shall, or the instance never ran, so that nothing
+    /// was ever written to it and there may be no file. One that was detached is nobody's.
+    fn goes_with(&self, instance: &Instance, volume: &Volume) -> Result<bool, Error> {
+        match &volume.attachment {
+            None => Ok(false),
+            Some(attachment) if attachment.delete_on_termination => Ok(true),
+            Some(_) if instance.state != State::ShuttingDown => Ok(false),
+            Some(_) => {
+                let runs = Keys::prefix(&format!("{}compute", ledger::instance_prefix(&instance.id)));
+                Ok(self.store.range::<ledger::Entry>(&runs.limit(1))?.is_empty())
+            }
+        }
     }
 }
 

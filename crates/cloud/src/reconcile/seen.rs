@@ -69,7 +69,7 @@ impl Seen {
         now: Time,
         grace: Duration,
         network_is_there: bool,
-        volumes: &[Arc<Volume>],
+        volumes: &[(Arc<Volume>, bool)],
     ) -> Observed {
         // What counts is how long ago it was: clocks jump.
         let ago = |then: Instant| before(now, then.elapsed());
@@ -79,7 +79,7 @@ impl Seen {
             machine: self.machine.clone(),
             network: if network_is_there { Presence::Present } else { Presence::Unknown },
             interface: self.interface,
-            volumes: volumes.iter().map(|volume| self.seen_volume(volume)).collect(),
+            volumes: volumes.iter().map(|(volume, goes)| self.seen_volume(volume, *goes)).collect(),
             button: self.button.map(|(generation, at)| ButtonPress { generation, at: ago(at) }),
             failed_start: self.failed_start.as_ref().map(|(generation, count, at, failure)| FailedStart {
                 generation: *generation,
@@ -90,13 +90,12 @@ impl Seen {
         }
     }
 
-    fn seen_volume(&self, volume: &Volume) -> SeenVolume {
+    fn seen_volume(&self, volume: &Volume, goes: bool) -> SeenVolume {
         SeenVolume {
             id: volume.id.clone(),
             // Where there is a record, there may be a file.
             file: self.volumes.get(&volume.id).copied().unwrap_or_default(),
-            // One that was detached is nobody's.
-            delete_on_termination: volume.attachment.as_ref().is_some_and(|it| it.delete_on_termination),
+            delete_on_termination: goes,
         }
     }
 

@@ -86,7 +86,13 @@ struct Case {
 impl Case {
     fn new(seed: u64) -> Self {
         let trace = std::env::var_os("EC2VMM_CRASH_TRACE").is_some();
-        Self { random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)), promised: BTreeMap::new(), known: Vec::new(), tokens: 0, trace }
+        Self {
+            random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            promised: BTreeMap::new(),
+            known: Vec::new(),
+            tokens: 0,
+            trace,
+        }
     }
 
     async fn run(mut self, deaths: &AtomicU64) {
@@ -193,8 +199,11 @@ impl Case {
         }
         // A launch that was not answered: all of it is there, or nothing.
         if let Some((token, count)) = asked.launch {
-            let mut launched: Vec<_> =
-                world.instances().into_iter().filter(|it| it.client_token.as_deref() == Some(&token)).collect();
+            let mut launched: Vec<_> = world
+                .instances()
+                .into_iter()
+                .filter(|it| it.client_token.as_deref() == Some(&token))
+                .collect();
             assert!(launched.is_empty() || launched.len() == count, "half of a launch");
             assert!(!answered || launched.len() == count);
             launched.sort_by_key(|it| it.launch_index);
@@ -278,6 +287,8 @@ impl Case {
         let found = world.host.look();
         assert!(found.machines.is_empty() && found.volumes.is_empty() && found.interfaces.is_empty());
         assert!(world.entries().iter().all(|entry| entry.to.is_some()));
+        // Times in the future are mended first.
+        tokio::time::sleep(2 * world.config.sweep_every).await;
         world.clock.jump(3 * 60 * 60 * 1000);
         tokio::time::sleep(2 * world.config.sweep_every).await;
         world.settle().await;
@@ -337,14 +348,7 @@ struct Asked {
 struct Random(u64);
 
 impl Random {
-    async fn act(
-        mut self,
-        world: &World,
-        deed: Deed,
-        known: &[String],
-        asked: &mut Asked,
-        tokens: &mut u64,
-    ) {
+    async fn act(mut self, world: &World, deed: Deed, known: &[String], asked: &mut Asked, tokens: &mut u64) {
         if let Deed::Launch { count, terminates, keeps_volume } = deed {
             *tokens += 1;
             let token = format!("token-{tokens}");
@@ -406,7 +410,8 @@ impl Random {
             _ => return world.host.guest_ignores_power_button(&instance),
         };
         // What is so already is no new promise: its machine may have ended just now.
-        asked.is_sure = result.as_ref().is_ok_and(|changes| changes.iter().all(|it| it.previous != it.current));
+        asked.is_sure =
+            result.as_ref().is_ok_and(|changes| changes.iter().all(|it| it.previous != it.current));
         if result.is_err() {
             asked.may_become.clear();
         }
@@ -495,4 +500,3 @@ impl Faults for CommitFaults {
         self.pass(When::After).await;
     }
 }
-

@@ -34,7 +34,8 @@ async fn a_launch_answers_pending_and_comes_to_run() {
         assert_eq!(described.login_user.as_deref(), Some("debian"));
         assert_eq!((described.volumes.len(), described.volumes[0].size_gib), (1, 2));
     }
-    let timeline = world.cloud.timeline(reservation.instances[0].instance.id.as_str()).await.unwrap().unwrap();
+    let timeline =
+        world.cloud.timeline(reservation.instances[0].instance.id.as_str()).await.unwrap().unwrap();
     let names: Vec<_> = timeline.steps.iter().map(|step| step.name.as_str()).collect();
     assert_eq!(names, ["create volume", "make network", "make interface", "simulate"]);
 }
@@ -88,8 +89,7 @@ async fn repeated_at_once_a_token_launches_once() {
 
 #[tokio::test(start_paused = true)]
 async fn as_many_as_there_is_room_for_and_no_fewer_than_asked_for() {
-    let settings =
-        Settings { capacity: Capacity { cpus: 2, memory_mib: 4096 }, ..Settings::default() };
+    let settings = Settings { capacity: Capacity { cpus: 2, memory_mib: 4096 }, ..Settings::default() };
     let world = World::with(Config::default(), settings).await;
     let launch = |min_count, max_count| Launch { min_count, max_count, ..world.one() };
     expect!["InsufficientInstanceCapacity: We currently do not have sufficient t3.micro capacity in the Availability Zone you requested (us-east-1a)."]
@@ -122,7 +122,12 @@ async fn addresses_are_given_once_and_given_back() {
         assert!(told(world.cloud.launch(world.one()).await).starts_with("InsufficientFreeAddressesInSubnet"));
         world.settle().await;
         world.check();
-        let living: Vec<_> = world.instances().iter().filter(|it| it.state == State::Running).map(|it| it.id.to_string()).collect();
+        let living: Vec<_> = world
+            .instances()
+            .iter()
+            .filter(|it| it.state == State::Running)
+            .map(|it| it.id.to_string())
+            .collect();
         world.cloud.terminate_instances(&living).await.unwrap();
         world.settle().await;
         world.check();

@@ -53,7 +53,9 @@ async fn a_whole_life() {
     assert_eq!(world.cloud.terminate_instances(&one).await.unwrap()[0].current, State::Terminated);
     assert_eq!(
         told(world.cloud.start_instances(&one).await),
-        format!("IncorrectInstanceState: The instance '{id}' is not in a state from which it can be started.")
+        format!(
+            "IncorrectInstanceState: The instance '{id}' is not in a state from which it can be started."
+        )
     );
 
     // Shown for an hour.
@@ -81,7 +83,8 @@ async fn a_whole_life() {
         a reboot was asked for
         the machine boots again
         running → shutting-down (Client.UserInitiatedShutdown: User initiated shutdown)
-        shutting-down → terminated (Client.UserInitiatedShutdown: User initiated shutdown)"#]].assert_eq(&story.join("\n").replace(&world.image, "IMAGE"));
+        shutting-down → terminated (Client.UserInitiatedShutdown: User initiated shutdown)"#]]
+    .assert_eq(&story.join("\n").replace(&world.image, "IMAGE"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,7 +118,8 @@ async fn a_power_off_from_inside_means_what_the_instance_says() {
     for (on_guest_shutdown, ends) in
         [(GuestShutdown::Stop, State::Stopped), (GuestShutdown::Terminate, State::Terminated)]
     {
-        let protection = Protection { on_guest_shutdown, disable_api_termination: true, ..Default::default() };
+        let protection =
+            Protection { on_guest_shutdown, disable_api_termination: true, ..Default::default() };
         let id = only(&world.cloud.launch(Launch { protection, ..world.one() }).await.unwrap());
         world.until(&id, State::Running).await;
         world.host.guest_powers_off(&world.id(&id));
@@ -149,7 +153,8 @@ async fn a_machine_that_is_killed_or_fails_stops_with_the_reason() {
 async fn all_are_looked_at_before_any_is_changed() {
     let world = World::new().await;
     let (one, other) = (world.running().await, world.running().await);
-    let change = Change { disable_api_termination: Some(true), disable_api_stop: Some(true), ..Change::default() };
+    let change =
+        Change { disable_api_termination: Some(true), disable_api_stop: Some(true), ..Change::default() };
     world.cloud.modify_instance(&other, change).await.unwrap();
     let both = ids(&[&one, &other]);
     assert_eq!(
@@ -203,7 +208,9 @@ async fn attributes_change_only_where_they_can() {
     assert_eq!(world.record(&id).await.user_data, None);
     world.cloud.terminate_instances(&ids(&[&id])).await.unwrap();
     world.settle().await;
-    assert!(told(world.cloud.modify_instance(&id, kind("t3.nano")).await).starts_with("IncorrectInstanceState"));
+    assert!(
+        told(world.cloud.modify_instance(&id, kind("t3.nano")).await).starts_with("IncorrectInstanceState")
+    );
 }
 
 #[tokio::test(start_paused = true)]

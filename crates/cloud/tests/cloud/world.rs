@@ -184,8 +184,7 @@ impl World {
         assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len(), "addresses");
 
         let figures = self.cloud.figures().unwrap();
-        let types: Vec<_> =
-            running.iter().map(|it| InstanceType::find(&it.instance_type).unwrap()).collect();
+        let types: Vec<_> = running.iter().map(|it| InstanceType::find(&it.instance_type).unwrap()).collect();
         assert_eq!(figures.vcpus_given, types.iter().map(|it| u64::from(it.vcpus)).sum::<u64>(), "vCPUs");
         assert_eq!(figures.memory_given_mib, types.iter().map(|it| it.memory_mib).sum::<u64>(), "memory");
 
