@@ -13,7 +13,7 @@ use std::{
 use ec2vmm_model::{credits::Throttle, ids::InstanceId};
 use rustix::process::{Pid, Signal};
 
-use super::error::system;
+use super::{changed, error::system};
 use crate::host::Error;
 
 /// The group of all machines.
@@ -103,6 +103,7 @@ impl Cgroup {
             }
             _ => {}
         }
+        changed(format_args!("made {}", self.path.display()));
         if self.limited {
             let headroom = HEADROOM_BYTES + (limits.memory_mib << 20) / HEADROOM_SHARE;
             let memory = (limits.memory_mib << 20).saturating_add(headroom);
@@ -131,7 +132,9 @@ impl Cgroup {
 
     /// Puts a process into the group.
     pub(super) fn add(&self, pid: u32) -> Result<(), Error> {
-        self.write("cgroup.procs", &pid.to_string())
+        self.write("cgroup.procs", &pid.to_string())?;
+        changed(format_args!("put {pid} into {}", self.path.display()));
+        Ok(())
     }
 
     /// The processes in the group; none where there is no group.
@@ -174,7 +177,10 @@ impl Cgroup {
         let mut tries = 0;
         loop {
             match fs::remove_dir(&self.path) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    changed(format_args!("removed {}", self.path.display()));
+                    return Ok(());
+                }
                 Err(error) if is_gone(&error) => return Ok(()),
                 // A process that has just ended leaves its group a moment later.
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < REMOVE_TRIES => {
@@ -247,6 +253,7 @@ const PERIOD_US: u64 = 100_000;
 const QUOTA_US_MIN: u64 = 1000;
 
 #[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
 pub(super) mod tests {
     use std::{path::PathBuf, process::Command};
 

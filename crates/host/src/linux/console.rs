@@ -105,7 +105,7 @@ mod tests {
         file[at..at + slot.bytes.len()].copy_from_slice(&slot.bytes);
         fs::write(&path, file).unwrap();
         assert_eq!(consoles.output(&instance).unwrap(), b"hello");
-        assert_eq!(consoles.list().unwrap(), [instance.clone()]);
+        assert_eq!(consoles.list().unwrap(), std::slice::from_ref(&instance));
         fs::write(&path, "no log").unwrap();
         consoles.output(&instance).unwrap_err();
         consoles.forget(&instance).unwrap();

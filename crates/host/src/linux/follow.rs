@@ -2,13 +2,16 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use ec2vmm_model::ids::InstanceId;
 use ec2vmm_vmm_api::Event;
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinSet,
+};
 
 use super::{
     cgroups::Cgroup,
@@ -95,26 +98,36 @@ impl Life {
     }
 }
 
-/// Follows a machine's process from now on.
-pub(super) fn start(
-    life: Life,
-    pidfd: OwnedFd,
-    news: broadcast::Sender<News>,
-    known: Known,
-) -> Result<Arc<Life>, Error> {
-    let process = Process::new(pidfd).map_err(system("following a machine process"))?;
-    let life = Arc::new(life);
-    let follower = Follower {
-        control: Control::new(life.folder.control_socket()),
-        life: Arc::clone(&life),
-        process,
-        news,
-        told_until_us: None,
-        loaded_us: 0,
-        known,
-    };
-    tokio::spawn(follower.follow());
-    Ok(life)
+/// Everybody who is followed; dropped, nobody is any more.
+#[derive(Debug, Default)]
+pub(super) struct Followers(Mutex<JoinSet<()>>);
+
+impl Followers {
+    /// Follows a machine's process from now on.
+    pub(super) fn start(
+        &self,
+        life: Life,
+        pidfd: OwnedFd,
+        news: broadcast::Sender<News>,
+        known: Known,
+    ) -> Result<Arc<Life>, Error> {
+        let process = Process::new(pidfd).map_err(system("following a machine process"))?;
+        let life = Arc::new(life);
+        let follower = Follower {
+            control: Control::new(life.folder.control_socket()),
+            life: Arc::clone(&life),
+            process,
+            news,
+            told_until_us: None,
+            loaded_us: 0,
+            known,
+        };
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those who are done are forgotten.
+        while all.try_join_next().is_some() {}
+        all.spawn(follower.follow());
+        Ok(life)
+    }
 }
 
 /// Waits until a process is gone.

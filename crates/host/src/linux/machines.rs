@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,9 +20,10 @@ use uuid::Uuid;
 
 use super::{
     cgroups::{Cgroup, Cgroups, Limits},
+    changed,
     control::{self, Control},
     error::{blocking, explain, other, system, with_causes},
-    follow::{self, Began, Life, Phase},
+    follow::{self, Began, Followers, Life, Phase},
     guest_data, pidfd,
     run_dir::{LOG, MachineDir, Plan, RECORD, RunDir},
     volumes::Volumes,
@@ -54,6 +55,8 @@ pub(super) struct Machines {
     news: broadcast::Sender<News>,
     /// What is done to a machine is done in turn; nobody waits for another machine.
     places: Mutex<BTreeMap<InstanceId, Place>>,
+    /// They follow machines for as long as this lives.
+    followers: Followers,
 }
 
 /// A machine that is followed, if there is one.
@@ -66,7 +69,7 @@ impl Machines {
         cgroups: Cgroups,
         news: broadcast::Sender<News>,
     ) -> Self {
-        Self { settings, run_dir, cgroups, news, places: Mutex::default() }
+        Self { settings, run_dir, cgroups, news, places: Mutex::default(), followers: Followers::default() }
     }
 
     /// Starts a machine and waits for its first instruction. One that does not get there leaves nothing.
@@ -87,7 +90,7 @@ impl Machines {
             let begun = self.begin(plan, volumes, nets, &mut steps).await;
             let pidfd = begun?;
             let life = Life::new(plan.instance.clone(), plan.generation, folder, cgroup);
-            let life = follow::start(life, pidfd, self.news.clone(), follow::Known::Fresh)?;
+            let life = self.followers.start(life, pidfd, self.news.clone(), follow::Known::Fresh)?;
             *place = Some(Arc::clone(&life));
             life
         };
@@ -221,7 +224,8 @@ impl Machines {
             if let Some((plan, pidfd, folder, cgroup)) = found.await? {
                 tracing::info!(%instance, generation = plan.generation, "adopting a machine");
                 let life = Life::new(plan.instance, plan.generation, folder, cgroup);
-                *place = Some(follow::start(life, pidfd, self.news.clone(), follow::Known::Found)?);
+                let news = self.news.clone();
+                *place = Some(self.followers.start(life, pidfd, news, follow::Known::Found)?);
             }
         }
         Ok(place.clone())
@@ -310,10 +314,10 @@ impl Birth<'_> {
         let named = Plan { instance: plan.instance.clone(), generation: plan.generation };
         self.folder.create(&named)?;
         self.cgroup.create(&Limits { throttle: plan.throttle, memory_mib: plan.memory_mib })?;
-        let control = listen(self.folder.control_socket())?;
+        let control = listen(&self.folder.control_socket())?;
         let ways = Ways {
             console_log: Some(self.console_log()?.into()),
-            console_listener: Some(listen(self.folder.console_socket())?),
+            console_listener: Some(listen(&self.folder.console_socket())?),
             record: Some(self.folder.file(RECORD)?.into()),
             ..Ways::default()
         };
@@ -341,6 +345,7 @@ impl Birth<'_> {
     /// Puts the process where it is found again, and only then tells it what to be.
     fn settle(&self, newborn: Newborn) -> Result<OwnedFd, Error> {
         let pid = newborn.pid();
+        changed(format_args!("started process {pid}"));
         let settled = self
             .cgroup
             .add(pid)
@@ -357,6 +362,7 @@ impl Birth<'_> {
             // Its end tells more.
             tracing::debug!(instance = %self.plan.instance, %error, "a machine process was not told what to be");
         }
+        changed(format_args!("told process {pid} what to be"));
         Ok(pidfd)
     }
 
@@ -429,8 +435,8 @@ fn sweep(folder: &MachineDir, cgroup: &Cgroup) -> Result<(), Error> {
     folder.remove()
 }
 
-fn listen(path: PathBuf) -> Result<OwnedFd, Error> {
-    sockets::listen_named(&path).map_err(|error| explain(&error))
+fn listen(path: &Path) -> Result<OwnedFd, Error> {
+    sockets::listen_named(path).map_err(|error| explain(&error))
 }
 
 /// Nobody answers at 169.254.169.254 yet, so the UUID must not promise it: cloud-init would wait minutes.

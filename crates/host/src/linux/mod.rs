@@ -108,6 +108,16 @@ impl Linux {
             Some(network) => Some(Network::start(network).await.map_err(|error| explain(&error))?),
             None => None,
         };
+        let absolute = |path: PathBuf| {
+            std::path::absolute(&path).map_err(system(format!("the path {}", path.display())))
+        };
+        // Backing files are recorded by their paths, and a machine process starts in another folder.
+        let config = Config {
+            state_dir: absolute(config.state_dir)?,
+            run_dir: absolute(config.run_dir)?,
+            program: absolute(config.program)?,
+            ..config
+        };
         let news = broadcast::Sender::new(NEWS_MAX);
         let told = news.clone();
         let shared = blocking(move || {
@@ -295,6 +305,15 @@ fn capacity() -> Result<Capacity, Error> {
     let memory_mib = capacity::memory_mib().map_err(system("reading /proc/meminfo"))?;
     Ok(Capacity { cpus: u32::try_from(capacity::cpus()).unwrap_or(u32::MAX), memory_mib })
 }
+
+/// Tells of a change to the host, each of them and nothing else: who wants to know how a machine comes about,
+/// or to stop it in the middle, listens to this target.
+fn changed(what: std::fmt::Arguments<'_>) {
+    tracing::debug!(target: CHANGES, "{what}");
+}
+
+/// The tracing target of every change that is made to the host for a machine.
+pub const CHANGES: &str = "ec2vmm_host::linux::changes";
 
 /// News that a receiver can be behind.
 const NEWS_MAX: usize = 1024;

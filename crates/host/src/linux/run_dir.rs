@@ -14,7 +14,7 @@ use ec2vmm_model::ids::InstanceId;
 use ec2vmm_vmm_api::{Event, config::RECORD_BYTES};
 use serde::{Deserialize, Serialize};
 
-use super::error::system;
+use super::{changed, error::system};
 use crate::host::{Ending, Error};
 
 /// The folder of all machines.
@@ -65,6 +65,7 @@ impl MachineDir {
         self.remove()?;
         let failed = || system(format!("making the folder {}", self.path.display()));
         DirBuilder::new().mode(0o700).create(&self.path).map_err(failed())?;
+        changed(format_args!("made {}", self.path.display()));
         let text = serde_json::to_string(plan).map_err(io::Error::from).map_err(failed())?;
         self.put("plan", &text)
     }
@@ -72,9 +73,12 @@ impl MachineDir {
     /// A file of the folder that is never seen half written.
     pub(super) fn put(&self, name: &str, text: &str) -> Result<(), Error> {
         let (path, new) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, &path))
-            .map_err(system(format!("writing {}", path.display())))
+        let failed = || system(format!("writing {}", path.display()));
+        fs::write(&new, text).map_err(failed())?;
+        changed(format_args!("wrote {}", new.display()));
+        fs::rename(&new, &path).map_err(failed())?;
+        changed(format_args!("called it {}", path.display()));
+        Ok(())
     }
 
     /// Makes an empty file to hand to the machine process.
@@ -82,7 +86,9 @@ impl MachineDir {
         let path = self.path.join(name);
         let mut options = OpenOptions::new();
         options.read(true).append(name == LOG).write(true).create(true).mode(0o600);
-        options.open(&path).map_err(system(format!("making {}", path.display())))
+        let file = options.open(&path).map_err(system(format!("making {}", path.display())))?;
+        changed(format_args!("made {}", path.display()));
+        Ok(file)
     }
 
     /// Whether there is such a folder.
@@ -152,6 +158,7 @@ impl MachineDir {
             let path = entry.map_err(failed(&self.path))?.path();
             if path.file_name().is_some_and(|name| name != "plan") {
                 fs::remove_file(&path).map_err(failed(&path))?;
+                changed(format_args!("removed {}", path.display()));
             }
         }
         fs::remove_dir_all(&self.path).map_err(failed(&self.path))

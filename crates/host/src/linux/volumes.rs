@@ -11,6 +11,7 @@ use std::{
 
 use ec2vmm_image::Format;
 use ec2vmm_model::ids::VolumeId;
+use rustix::fs::FlockOperation;
 
 use super::{
     error::{explain, other, system},
@@ -74,9 +75,15 @@ impl Volumes {
     /// Removes a volume, if it is there.
     pub(super) fn delete(&self, id: &VolumeId) -> Result<(), Error> {
         let Some((path, _)) = self.find(id)? else { return Ok(()) };
-        // A machine that has it open would go on writing to a file that nobody sees.
-        drop(self.open_file(id, &path)?);
-        remove(&path)
+        // A machine that has it open would go on writing to a file that nobody sees. What lies beneath it
+        // may be gone already.
+        let failed = || system(format!("removing volume {id}"));
+        let file = File::open(&path).map_err(failed())?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => remove(&path),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(other(format!("volume {id} is in use by a machine"))),
+            Err(error) => Err(failed()(error.into())),
+        }
     }
 
     /// Opens a volume for a machine: locked for it alone.
@@ -198,12 +205,13 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
     fn a_root_volume_shows_its_image_and_is_larger() {
         let pool = Pool::new();
         let plan = Pool::plan(1, Some("image.raw"));
         pool.volumes.create(&plan).unwrap();
         pool.volumes.create(&plan).unwrap();
-        assert_eq!(pool.volumes.list().unwrap(), [plan.id.clone()]);
+        assert_eq!(pool.volumes.list().unwrap(), std::slice::from_ref(&plan.id));
         let path = pool.folder.path().join(format!("volumes/{}.qcow2", plan.id));
         assert!(path.metadata().unwrap().blocks() * 512 < 1 << 20);
         let open = || {
@@ -236,6 +244,8 @@ mod tests {
             Err(error) => eprintln!("SKIPPED: qemu-img is not here: {error}"),
         }
         drop(open());
+        fs::remove_file(pool.folder.path().join("images/image.raw")).unwrap();
+        pool.volumes.open(&plan.id).unwrap_err();
         pool.volumes.delete(&plan.id).unwrap();
         pool.volumes.delete(&plan.id).unwrap();
         assert_eq!(pool.volumes.list().unwrap(), []);

@@ -2,8 +2,12 @@
 #![allow(unsafe_code, reason = "the fake's inherited descriptors")]
 
 mod fake;
+mod survival;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ec2vmm_model::{
     credits::Throttle,
@@ -45,21 +49,7 @@ impl Site {
 
     /// The daemon's view of it, until it is dropped.
     async fn open(&self, part: &str) -> (Linux, broadcast::Receiver<News>) {
-        let config = Config {
-            state_dir: self.path("state"),
-            run_dir: self.path("run"),
-            cgroup: self.lab.0.clone(),
-            limits: false,
-            program: self.path("fake-vmm"),
-            program_variables: vec![
-                (fake::PART.to_owned(), part.to_owned()),
-                (fake::FOLDER.to_owned(), self.folder.path().display().to_string()),
-            ],
-            kvm_device: self.path("kvm"),
-            emulated_kvm: true,
-            network: None,
-        };
-        let linux = Linux::start(config).await.unwrap();
+        let linux = open(self.folder.path(), self.lab.0.clone(), part).await;
         let news = linux.news();
         (linux, news)
     }
@@ -76,6 +66,24 @@ impl Site {
         let path = self.path(&format!("run/machines/{}/pid", plan.instance));
         std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
     }
+}
+
+async fn open(folder: &Path, cgroup: PathBuf, part: &str) -> Linux {
+    let config = Config {
+        state_dir: folder.join("state"),
+        run_dir: folder.join("run"),
+        cgroup,
+        limits: false,
+        program: folder.join("fake-vmm"),
+        program_variables: vec![
+            (fake::PART.to_owned(), part.to_owned()),
+            (fake::FOLDER.to_owned(), folder.display().to_string()),
+        ],
+        kvm_device: folder.join("kvm"),
+        emulated_kvm: true,
+        network: None,
+    };
+    Linux::start(config).await.unwrap()
 }
 
 async fn plan(linux: &Linux, number: u128) -> MachinePlan {
@@ -154,7 +162,7 @@ async fn a_machine_from_its_start_to_its_end() {
     }
     assert_eq!(site.traces(), Vec::<String>::new());
     assert_eq!(linux.console_output(&plan.instance).await.unwrap(), b"Linux says hello\r\n");
-    assert_eq!(linux.inventory().await.unwrap().consoles, [plan.instance.clone()]);
+    assert_eq!(linux.inventory().await.unwrap().consoles, std::slice::from_ref(&plan.instance));
     linux.forget_console(&plan.instance).await.unwrap();
     linux.delete_volume(&plan.volumes[0]).await.unwrap();
     let inventory = linux.inventory().await.unwrap();
