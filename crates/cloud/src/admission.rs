@@ -215,8 +215,12 @@ impl Given {
 
     fn give_back(&mut self, instance: &InstanceId, which: impl Fn(u64) -> bool) {
         let Some(claims) = self.claims.get_mut(instance) else { return };
-        let gone: Vec<Size> =
-            claims.extract_if(.., |generation, _| which(*generation)).map(|(_, size)| size).collect();
+        let mut gone = Vec::new();
+        claims.retain(|generation, size| {
+            let goes = which(*generation);
+            gone.extend(goes.then_some(*size));
+            !goes
+        });
         if claims.is_empty() {
             self.claims.remove(instance);
         }

@@ -277,7 +277,10 @@ impl Error {
             Self::Host(ec2vmm_host::host::Error::NoRoom { hint, .. })
             | Self::Host(ec2vmm_host::host::Error::Other { hint, .. })
             | Self::Host(ec2vmm_host::host::Error::Image { hint, .. }) => hint.clone(),
-            Self::Store(_) => Some("see the daemon's log: its database could not be written".to_owned()),
+            Self::Store(error) => {
+                let hint = error.hint().unwrap_or("see the daemon's log: its database could not be written");
+                Some(hint.to_owned())
+            }
             _ => None,
         }
     }

@@ -96,30 +96,30 @@ fn is_attached(volume: &Arc<Volume>, instance: &Instance) -> bool {
     volume.attachment.as_ref().is_some_and(|attachment| attachment.instance == instance.id)
 }
 
-fn one(value: impl ToString) -> Vec<String> {
+fn one(value: &(impl ToString + ?Sized)) -> Vec<String> {
     vec![value.to_string()]
 }
 
-fn some(value: Option<impl ToString>) -> Vec<String> {
-    value.iter().map(ToString::to_string).collect()
+fn some(value: Option<&(impl ToString + ?Sized)>) -> Vec<String> {
+    value.map(ToString::to_string).into_iter().collect()
 }
 
 /// Of EC2's filters, those on what an instance has here.
 const FIELDS: Fields<Instance> = &[
     ("instance-id", |it| one(&it.id)),
-    ("instance-state-name", |it| one(it.state)),
-    ("instance-state-code", |it| one(it.state.code())),
+    ("instance-state-name", |it| one(&it.state)),
+    ("instance-state-code", |it| one(&it.state.code())),
     ("instance-type", |it| one(&it.instance_type)),
     ("image-id", |it| one(&it.image)),
     ("key-name", |it| some(it.key_name.as_ref())),
-    ("private-ip-address", |it| one(it.interface.address)),
-    ("network-interface.addresses.private-ip-address", |it| one(it.interface.address)),
+    ("private-ip-address", |it| one(&it.interface.address)),
+    ("network-interface.addresses.private-ip-address", |it| one(&it.interface.address)),
     ("network-interface.network-interface-id", |it| one(&it.interface.id)),
     ("private-dns-name", |it| vec![hostname(it), format!("{}.{}.compute.internal", hostname(it), it.region)]),
     ("reservation-id", |it| one(&it.reservation)),
     ("client-token", |it| some(it.client_token.as_ref())),
-    ("launch-time", |it| one(it.launched)),
-    ("launch-index", |it| one(it.launch_index)),
+    ("launch-time", |it| one(&it.launched)),
+    ("launch-index", |it| one(&it.launch_index)),
     ("architecture", |_| one(Arch::X86_64.name())),
     ("vpc-id", |it| one(&it.interface.vpc)),
     ("subnet-id", |it| one(&it.interface.subnet)),

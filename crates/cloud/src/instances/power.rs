@@ -71,7 +71,7 @@ impl Cloud {
                 .collect::<Result<_, _>>()?;
             inner.write(transaction, asked, request)
         };
-        let done = move |inner: &Arc<Inner>, changed: &Vec<(StateChange, Option<Arc<Instance>>)>| {
+        let done = move |inner: &Arc<Inner>, changed: &Vec<Answer>| {
             claims.lock().unwrap_or_else(PoisonError::into_inner).keep();
             for instance in changed.iter().filter_map(|(_, instance)| instance.as_ref()) {
                 inner.follow(instance);
@@ -86,6 +86,9 @@ impl Cloud {
         Ok(changed.into_iter().map(|(change, _)| change).collect())
     }
 }
+
+/// What a request did, and the record where it changed.
+type Answer = (StateChange, Option<Arc<Instance>>);
 
 /// What a request makes of an instance.
 struct Asked {
@@ -119,7 +122,7 @@ impl Inner {
         transaction: &mut Transaction<'_>,
         asked: Vec<Asked>,
         request: Request,
-    ) -> Result<Vec<(StateChange, Option<Arc<Instance>>)>, Error> {
+    ) -> Result<Vec<Answer>, Error> {
         let now = self.now();
         let mut entries = Vec::new();
         let mut answers = Vec::new();
