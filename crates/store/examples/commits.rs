@@ -39,6 +39,12 @@ fn main() {
     let begun = Instant::now();
     let page = store.range::<Thing>(&Keys::prefix("i-").limit(1000)).unwrap();
     println!("a page of {} of 10000: {:?}", page.len(), begun.elapsed());
+    for threads in [1, 32] {
+        println!(
+            "{threads:>2} threads that look at all first: {:.0} commits/s",
+            launches_per_second(&store, threads)
+        );
+    }
     drop(store);
     let begun = Instant::now();
     let store = Store::open(&path).unwrap();
@@ -67,8 +73,31 @@ fn commits_per_second(store: &Store, threads: u32) -> f64 {
     f64::from(each * threads) / begun.elapsed().as_secs_f64()
 }
 
+/// As a launch does that counts what is there before it adds one.
+fn launches_per_second(store: &Store, threads: u32) -> f64 {
+    let begun = Instant::now();
+    let each = LAUNCHES / threads;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                for count in 0..each {
+                    let name = format!("i-{thread}-of-{threads}-{count}");
+                    let launched = store.transact(|transaction| {
+                        let there = transaction.range::<Thing>(&Keys::all())?.len();
+                        put(transaction, name.clone(), u32::try_from(there).unwrap())
+                    });
+                    launched.unwrap();
+                }
+            });
+        }
+    });
+    f64::from(each * threads) / begun.elapsed().as_secs_f64()
+}
+
 fn put(transaction: &mut ec2vmm_store::Transaction<'_>, name: String, count: u32) -> Result<(), Error> {
     transaction.put(Thing { name, count: u64::from(count), more: "x".repeat(1200) }, Expect::Any)
 }
 
 const COMMITS: u32 = 3200;
+
+const LAUNCHES: u32 = 640;

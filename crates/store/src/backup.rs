@@ -7,15 +7,17 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Mutex, mpsc},
 };
 
 use rusqlite::{
     Connection, OpenFlags,
     backup::{self, StepResult},
 };
+use rustix::fs::FlockOperation;
+use tempfile::NamedTempFile;
 
-use crate::Store;
+use crate::{Store, store::lock};
 
 /// Why there is no backup.
 #[derive(Debug, thiserror::Error)]
@@ -103,8 +105,10 @@ fn make(
         return Err(BackupError::Exists { path: path.to_owned() });
     }
     let folder = folder_of(path);
-    // Readable by its owner only, and gone where it is dropped.
-    let file = tempfile::Builder::new().prefix(".backup-").tempfile_in(folder).map_err(failed)?;
+    if let Err(error) = sweep(folder) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "unfinished backups were not swept");
+    }
+    let file = unfinished_in(folder).map_err(failed)?;
     let copy = copy_to(open_copy(file.path()).map_err(sqlite)?).ok_or(BackupError::Closed)?;
     finish_copy(&copy.map_err(sqlite)?, path)?;
     file.as_file().sync_all().map_err(failed)?;
@@ -113,6 +117,32 @@ fn make(
         _ => failed(error.error),
     })?;
     sync_folder(folder).map_err(failed)
+}
+
+/// A file of a name that nobody looks for: readable by its owner only, gone where it is dropped, and locked
+/// so that [`sweep`] knows that somebody is at it.
+fn unfinished_in(folder: &Path) -> io::Result<NamedTempFile> {
+    // Nobody sweeps between making and locking.
+    let _alone = lock(&SWEEPING);
+    let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+    rustix::fs::flock(file.as_file(), FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+/// Removes what backups have left that were killed.
+pub(crate) fn sweep(folder: &Path) -> io::Result<()> {
+    let _alone = lock(&SWEEPING);
+    for entry in folder.read_dir()? {
+        let entry = entry?;
+        let unfinished = entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED));
+        if unfinished && entry.file_type()?.is_file() {
+            let file = File::open(entry.path())?;
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn step_by_step(source: &Connection, copy: &mut Connection, between: impl Fn()) -> rusqlite::Result<()> {
@@ -166,6 +196,12 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
+
+/// How the names of copies begin that are not complete.
+const UNFINISHED: &str = ".ec2vmm-backup-";
+
+/// Held while a copy is begun or swept.
+static SWEEPING: Mutex<()> = Mutex::new(());
 
 /// How many pages are copied before transactions have their turn: 1 MiB.
 const STEP_PAGES: i32 = 256;

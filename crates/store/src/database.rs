@@ -123,6 +123,9 @@ impl Database {
             Refused::Io { path, source } => OpenError::Io { path, source },
         })?;
         ensure_file(path)?;
+        if let Err(error) = backup::sweep(folder_of(path)) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "unfinished backups were not swept");
+        }
         let log = beside(path, "-wal");
         let had_log = log.exists();
         let opened = open_file(path, steps);

@@ -269,4 +269,4 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// How often a transaction may be overtaken before the others wait for it.
-const ATTEMPTS_IN_COMPANY: u32 = 8;
+const ATTEMPTS_IN_COMPANY: u32 = 2;

@@ -79,6 +79,8 @@ impl<'s> Transaction<'s> {
         // Each own write may hide one of the others.
         let wide = Keys { limit: keys.limit.saturating_add(own.len()), ..keys.clone() };
         let (began, refusals) = (self.began, self.refusals);
+        let mut last_key = None;
+        let mut names = Vec::new();
         let base = look::<R, _>(self.state, |state| {
             if state.refusals != refusals {
                 return Err(Error::Overtaken);
@@ -87,32 +89,33 @@ impl<'s> Transaction<'s> {
             if kind.deleted_since(began) {
                 return Err(Error::Overtaken);
             }
-            kind.range(&wide, View::Latest)
-                .map(|(key, value)| match value.version.0 > began {
-                    true => Err(Error::Overtaken),
-                    false => Ok((Arc::clone(key), value.stored::<R>()?)),
-                })
-                .collect()
+            let (mut base, mut last) = (Vec::new(), None);
+            for (key, value) in kind.range(&wide, View::Latest) {
+                if value.version.0 > began {
+                    return Err(Error::Overtaken);
+                }
+                base.push(value.stored::<R>()?);
+                last = Some(key);
+                // Counting references to ten thousand keys takes as long as all else here.
+                if !own.is_empty() {
+                    names.push(Arc::clone(key));
+                }
+            }
+            last_key = last.map(Arc::clone);
+            Ok(base)
         });
         let base = match base {
             Ok(base) => base,
-            Err(error) => return Err(self.noted(error)),
-        };
-        self.ranges.push(RangeRead::new(R::KIND, wide, base.last().map(|(key, _)| &**key), base.len()));
-        if own.is_empty() {
-            return Ok(base.into_iter().map(|(_, stored)| stored).collect());
-        }
-        let mut merged: BTreeMap<Arc<str>, Stored<R>> = base.into_iter().collect();
-        for ((_, key), content) in own {
-            match content {
-                Some(content) => {
-                    merged.insert(Arc::clone(key), stored(&content.decoded, Version::UNCOMMITTED)?);
-                }
-                None => {
-                    merged.remove(key);
-                }
+            Err(error) => {
+                self.overtaken |= matches!(error, Error::Overtaken);
+                return Err(error);
             }
+        };
+        self.ranges.push(RangeRead::new(R::KIND, wide, last_key.as_deref(), base.len()));
+        if own.is_empty() {
+            return Ok(base);
         }
+        let merged = merge(names.into_iter().zip(base), &own)?;
         Ok(merged.into_values().take(keys.limit).collect())
     }
 
@@ -249,6 +252,25 @@ impl RangeRead {
         }
         found == self.found
     }
+}
+
+/// Others' records, and a transaction's own writes over them.
+fn merge<R: Record>(
+    base: impl Iterator<Item = (Arc<str>, Stored<R>)>,
+    own: &[(&(&'static str, Arc<str>), &Option<Content>)],
+) -> Result<BTreeMap<Arc<str>, Stored<R>>, Error> {
+    let mut merged: BTreeMap<_, _> = base.collect();
+    for ((_, key), content) in own {
+        match content {
+            Some(content) => {
+                merged.insert(Arc::clone(key), stored(&content.decoded, Version::UNCOMMITTED)?);
+            }
+            None => {
+                merged.remove(key);
+            }
+        }
+    }
+    Ok(merged)
 }
 
 fn check_size(kind: &'static str, what: &'static str, bytes: usize, limit_bytes: usize) -> Result<(), Error> {
