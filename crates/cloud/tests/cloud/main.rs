@@ -17,4 +17,5 @@ mod faults;
 mod launching;
 mod living;
 mod metering;
+mod scale;
 mod world;
