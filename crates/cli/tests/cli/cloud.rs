@@ -1,6 +1,10 @@
 //! The daemon's own server, store and cloud, over a simulated host that outlives them.
 
-use std::{os::unix::net::UnixListener, path::PathBuf, sync::Arc};
+use std::{
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ec2vmm_cloud::{Clock, Cloud, Config, SystemClock};
 use ec2vmm_host::simulated::{Settings, Simulated};
@@ -24,7 +28,7 @@ pub(crate) fn simulated() -> Simulated {
 
 impl RealDaemon {
     /// One with its database and its socket in this folder.
-    pub(crate) fn start(folder: PathBuf, host: &Simulated) -> Self {
+    pub(crate) fn start(folder: &Path, host: &Simulated) -> Self {
         let runtime = Runtime::new().unwrap();
         let socket = folder.join("daemon.sock");
         let (cloud, end, serving) = runtime.block_on(async {
@@ -35,7 +39,7 @@ impl RealDaemon {
             let cloud = Cloud::start(store, host, Arc::clone(&clock), Config::default()).await.unwrap();
             let about = About { version: "0.1.0".to_owned(), host: "simulated".to_owned(), started };
             let (end, ending) = End::new();
-            let rest = Rest::new(cloud.clone(), clock, about, folder.clone(), ending);
+            let rest = Rest::new(cloud.clone(), clock, about, folder.to_owned(), ending);
             let listener = UnixListener::bind(&socket).unwrap();
             let server = Server::new(listener, rest, Limits::default()).unwrap();
             (cloud, end, tokio::spawn(server.serve()))

@@ -6,6 +6,7 @@ use std::{
 };
 
 use expect_test::expect;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::{
@@ -45,8 +46,7 @@ fn following() {
     }
     // What was shown before and came again is there once.
     assert_eq!(seen, b"booted\r\n\xff\r\nlogin: root\r\n");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
-        .unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(show_status(child.wait().unwrap()), "status 130");
 }
 
@@ -121,6 +121,89 @@ fn top_gives_the_terminal_back() {
         assert_eq!(show_status(child.wait().unwrap()), "status 0");
         assert_eq!(terminal.mode(), terminal.found);
     }
+}
+
+#[test]
+fn signals_give_the_terminal_back() {
+    for (words, signal, status) in [
+        (format!("console {} --attach", id(1)), Signal::TERM, "status 143"),
+        (format!("console {} --attach", id(1)), Signal::HUP, "status 129"),
+        ("top".to_owned(), Signal::TERM, "status 143"),
+    ] {
+        let host = Host::new("");
+        let daemon = daemon(&host, "");
+        daemon.on_json("GET /v1/usage", json!({ "usage": [] }));
+        daemon.on_json("GET /v1/instances", json!({ "instances": [] }));
+        let terminal = Terminal::open();
+        let mut child = terminal.command(&host.command(&words)).spawn().unwrap();
+        let mut seen = String::new();
+        terminal.read_until(&mut seen, if words == "top" { "CREDITS" } else { "login: " });
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let reader = terminal.drain();
+        assert_eq!(show_status(child.wait().unwrap()), status, "{words}: {seen:?}");
+        assert_eq!(terminal.mode(), terminal.found, "{words}");
+        drop(terminal);
+        reader.join().unwrap();
+    }
+}
+
+#[test]
+fn colour_and_width_are_for_terminals() {
+    let colours = expect![[r#"
+        ^[1mID^[0m                   ^[1mNAME^[0m          ^[1mSTATE^[0m    ^[1mTYPE^[0m      ^[1mADDRESS^[0m      ^[1mIMAGE^[0m                  ^[1mKEY^[0m   
+        i-10000000000000000  a web server  ^[32mrunning^[0m  t3.micro  172.31.0.11  ami-0123456789abcdef0  my-key
+        i-20000000000000000  -             ^[34mstopped^[0m  t3.micro  172.31.0.12  ami-0123456789abcdef0  my-key"#]];
+    colours.assert_eq(&listed(200, false).replace('\u{1b}', "^"));
+    let plain = listed(200, true);
+    assert!(plain.contains("a web server") && !plain.contains('\u{1b}'), "{plain}");
+    // How much is cut off depends on the ages beside it.
+    let narrow = listed(80, true);
+    assert!(narrow.contains('…') && narrow.contains(&id(1)) && narrow.contains("172.31.0.12"), "{narrow}");
+    assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+}
+
+/// A table on a terminal, without the last column.
+fn listed(columns: u16, plain: bool) -> String {
+    let host = Host::new("");
+    let daemon = host.daemon();
+    let found = [instance(1, "a web server", "running"), instance(2, "", "stopped")];
+    daemon.on_json("GET /v1/instances", json!({ "instances": found }));
+    let terminal = Terminal::open();
+    terminal.resize(columns);
+    let mut like = host.command("ls");
+    if plain {
+        like.env("NO_COLOR", "1");
+    }
+    let mut child = terminal.command(&like).spawn().unwrap();
+    let mut seen = String::new();
+    terminal.read_until(&mut seen, &id(2));
+    let mut rest = seen.split_off(seen.find(&id(2)).unwrap());
+    terminal.read_until(&mut rest, " ago");
+    seen += &rest;
+    assert!(child.wait().unwrap().success());
+    let lines = seen.lines().map(|line| line.rsplit_once("  ").map_or(line, |(line, _)| line));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn progress_moves_on_a_terminal() {
+    let host = Host::new("");
+    let daemon = host.daemon();
+    daemon.on("GET /v1/events/stream", [Reply::Events]);
+    daemon.on_json("GET /v1/instances", json!({ "instances": [instance(1, "", "pending")] }));
+    let terminal = Terminal::open();
+    let mut like = host.command(&format!("wait {}", id(1)));
+    like.env("TERM", "xterm");
+    let mut child = terminal.command(&like).spawn().unwrap();
+    let mut seen = String::new();
+    terminal.read_until(&mut seen, "pending");
+    daemon.on_json("GET /v1/instances", json!({ "instances": [instance(1, "", "running")] }));
+    daemon.tell(&crate::daemon::event(1, 1, "pending", "running"));
+    terminal.read_until(&mut seen, "running after ");
+    let reader = terminal.drain();
+    assert!(child.wait().unwrap().success(), "{seen:?}");
+    drop(terminal);
+    reader.join().unwrap();
 }
 
 #[test]

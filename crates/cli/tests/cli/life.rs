@@ -15,7 +15,7 @@ use crate::{
 #[test]
 fn a_day() {
     let (host, machines) = (Host::new(""), simulated());
-    let daemon = RealDaemon::start(host.path(""), &machines);
+    let daemon = RealDaemon::start(&host.path(""), &machines);
     let does = |words: &str| succeeds(&host, words);
     does("image register disk.raw --name debian-12 --login-user debian");
     assert!(does("image ls").contains("debian-12"));
@@ -50,9 +50,40 @@ fn a_day() {
 }
 
 #[test]
+fn keys() {
+    let (host, machines) = (Host::new(""), simulated());
+    let daemon = RealDaemon::start(&host.path(""), &machines);
+    for (words, file, begins) in [
+        ("key create rsa", "rsa.pem", "-----BEGIN RSA PRIVATE KEY-----"),
+        ("key create ed --type ed25519", "ed.pem", "-----BEGIN OPENSSH PRIVATE KEY-----"),
+        ("key create putty --type ed25519 --format ppk", "putty.ppk", "PuTTY-User-Key-File-3: ssh-ed25519"),
+    ] {
+        succeeds(&host, words);
+        let key = std::fs::read_to_string(host.path(file)).unwrap();
+        assert!(key.starts_with(begins), "{words}: {}", &key[..40]);
+    }
+    // ssh-keygen(1) reads what was made, and what it makes of it can be imported.
+    let read =
+        std::process::Command::new("ssh-keygen").arg("-yf").arg(host.path("rsa.pem")).output().unwrap();
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    std::fs::write(host.path("rsa.pub"), &read.stdout).unwrap();
+    succeeds(&host, "key import again rsa.pub");
+    assert_eq!(succeeds(&host, "key ls --quiet").lines().count(), 4);
+    let taken = host.command("key create rsa --output other.pem").output().unwrap();
+    assert_eq!(taken.status.code(), Some(43), "{}", String::from_utf8_lossy(&taken.stderr));
+    assert!(!host.path("other.pem").exists());
+    succeeds(&host, "image register disk.raw --name debian-12");
+    let launched = json(&host, "launch debian-12 --key ed --wait --json");
+    assert_eq!(launched["instances"][0]["key_name"], "ed");
+    succeeds(&host, "key rm rsa ed putty again");
+    assert_eq!(succeeds(&host, "key ls --quiet"), "");
+    daemon.stop();
+}
+
+#[test]
 fn what_is_refused() {
     let (host, machines) = (Host::new(""), simulated());
-    let daemon = RealDaemon::start(host.path(""), &machines);
+    let daemon = RealDaemon::start(&host.path(""), &machines);
     succeeds(&host, "image register disk.raw --name debian-12");
     succeeds(&host, "launch debian-12 --name safe --protect --protect-stop --wait");
     for (words, status, code) in [
@@ -85,7 +116,7 @@ fn what_is_refused() {
 #[test]
 fn a_launch_that_the_daemon_is_upgraded_under() {
     let (host, machines) = (Host::new(""), simulated());
-    let mut daemon = RealDaemon::start(host.path(""), &machines);
+    let mut daemon = RealDaemon::start(&host.path(""), &machines);
     succeeds(&host, "image register disk.raw --name debian-12");
     for round in 0..3 {
         let words = format!("launch debian-12 --count 20 --tag round={round} --wait --quiet");
@@ -95,7 +126,7 @@ fn a_launch_that_the_daemon_is_upgraded_under() {
         let mut line = String::new();
         progress.read_line(&mut line).unwrap();
         daemon.stop();
-        daemon = RealDaemon::start(host.path(""), &machines);
+        daemon = RealDaemon::start(&host.path(""), &machines);
         let rest = std::thread::spawn(move || {
             let lines = progress.lines();
             lines.map_while(Result::ok).collect::<Vec<_>>()
@@ -112,7 +143,7 @@ fn a_launch_that_the_daemon_is_upgraded_under() {
 #[test]
 fn as_many_as_there_is_room_for() {
     let (host, machines) = (Host::new(""), simulated());
-    let daemon = RealDaemon::start(host.path(""), &machines);
+    let daemon = RealDaemon::start(&host.path(""), &machines);
     succeeds(&host, "image register disk.raw --name debian-12");
     // So many fill the simulated host's 256 vCPUs.
     succeeds(&host, "launch debian-12 --type t3.nano --count 1:1000");

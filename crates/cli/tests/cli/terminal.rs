@@ -10,7 +10,7 @@ use std::{
 use rustix::{
     process::Signal,
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{LocalModes, tcgetattr},
+    termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
 };
 
 use crate::host::{Host, Running, assert_gone, show_status};
@@ -179,6 +179,11 @@ impl Terminal {
         command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env("TTY", &self.path).stdin(std::process::Stdio::null());
         command
+    }
+
+    pub(crate) fn resize(&self, columns: u16) {
+        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).unwrap();
     }
 
     pub(crate) fn type_in(&self, keys: &[u8]) {
