@@ -68,7 +68,33 @@ pub(crate) struct Args {
     /// The default network; its prefix is 16 to 28 bits long
     #[arg(long, value_name = "RANGE", default_value = "172.31.0.0/16")]
     pub(crate) network: Range,
+
+    /// The program of machine processes [default: ec2vmm-vmm beside this one or in PATH]
+    #[arg(long, value_name = "FILE", help_heading = LINUX)]
+    pub(crate) vmm: Option<PathBuf>,
+
+    /// The control group that machines are in
+    #[arg(long, value_name = "FOLDER", default_value = "/sys/fs/cgroup/ec2vmm", help_heading = LINUX)]
+    pub(crate) cgroup: PathBuf,
+
+    /// Count what machines take, but do not limit it: for hosts whose control groups cannot
+    #[arg(long, help_heading = LINUX)]
+    pub(crate) no_limits: bool,
+
+    /// Use /dev/kvm although the processor shows no hardware virtualization: stock Linux will not boot
+    #[arg(long, help_heading = LINUX)]
+    pub(crate) emulated_kvm: bool,
+
+    /// Let instances open connections to services of this host; as in EC2 they cannot
+    #[arg(long, help_heading = LINUX)]
+    pub(crate) reach_host: bool,
+
+    /// What names of network namespaces and firewall tables begin with, where a host has two daemons
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = LINUX)]
+    pub(crate) network_names: String,
 }
+
+const LINUX: &str = "With --host linux";
 
 /// Where machines run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]

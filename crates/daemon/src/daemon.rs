@@ -36,7 +36,7 @@ pub(crate) async fn live(args: &Args) -> Result<Outcome, Refusal> {
     let mut signals = Signals::new().map_err(|source| Refusal::Runtime { source })?;
     let program = Program::of_this_process().map_err(|source| Refusal::Runtime { source })?;
     let connections = descriptors::raise();
-    host::check(args.host)?;
+    host::check(args)?;
     let scratch = args.state_dir.join("scratch");
     make_folders(args, &scratch)?;
     let store = Store::open(&args.state_dir.join("ec2vmm.db"))?;
@@ -67,8 +67,8 @@ pub(crate) async fn live(args: &Args) -> Result<Outcome, Refusal> {
         ended = &mut serving => if let Err(error) = ended {
             tracing::error!(%error, "the server ended by a panic");
         },
-        _ = signals.next() => {
-            tracing::warn!("told twice: requests under way are broken off");
+        () = told_to_stop(&mut signals) => {
+            tracing::warn!("told to stop once more: requests under way are broken off");
             serving.abort();
         }
     }
@@ -104,6 +104,11 @@ async fn wish(signals: &mut Signals, program: &Program) -> Wish {
             },
         }
     }
+}
+
+/// Returns when the end is asked for, however often an upgrade is.
+async fn told_to_stop(signals: &mut Signals) {
+    while signals.next().await != Wish::Stop {}
 }
 
 fn make_folders(args: &Args, scratch: &Path) -> Result<(), Refusal> {

@@ -14,7 +14,7 @@ pub(crate) fn raise() -> u32 {
         }
     };
     let connections = connections(now);
-    if connections < CONNECTIONS_MAX {
+    if connections < CONNECTIONS_FEW {
         tracing::warn!(open_files = ?now, connections, "few open files are allowed, and so few connections");
     }
     connections
@@ -23,14 +23,16 @@ pub(crate) fn raise() -> u32 {
 /// Nothing: without a limit.
 fn connections(open_files: Option<u64>) -> u32 {
     let Some(open_files) = open_files else { return CONNECTIONS_MAX };
-    // A console is two descriptors, and the other half is the machines'.
-    let half = u32::try_from(open_files.saturating_sub(RESERVED) / 2).unwrap_or(CONNECTIONS_MAX);
-    half.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
+    // The rest is the machines', and the other end of consoles.
+    let most = open_files.saturating_sub(RESERVED) / 4 * 3;
+    u32::try_from(most).unwrap_or(CONNECTIONS_MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
 /// What the daemon itself needs: its database, its timers, its host.
 const RESERVED: u64 = 128;
 const CONNECTIONS_MIN: u32 = 16;
+/// Fewer are worth a word.
+const CONNECTIONS_FEW: u32 = 4096;
 const CONNECTIONS_MAX: u32 = 16_384;
 
 #[cfg(test)]
@@ -38,8 +40,8 @@ mod tests {
     use super::connections;
 
     #[test]
-    fn half_of_what_there_is() {
+    fn most_of_what_there_is() {
         let limits = [Some(0), Some(1024), Some(4096), Some(1_048_576), None];
-        assert_eq!(limits.map(connections), [16, 448, 1984, 16_384, 16_384]);
+        assert_eq!(limits.map(connections), [16, 672, 2976, 16_384, 16_384]);
     }
 }

@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use ec2vmm_host::host;
 use ec2vmm_store::OpenError;
 
 /// Why the daemon does not start, or not go on.
@@ -54,12 +55,15 @@ pub(crate) enum Refusal {
     },
     /// The host lacks something.
     #[error("this host cannot run machines")]
-    Host {
+    Lacks {
         /// What.
         source: Box<dyn Error + Send + Sync>,
         /// What to do about it.
         hint: Option<String>,
     },
+    /// The host's folders, control groups or networks cannot be had.
+    #[error("this host cannot be taken")]
+    Host(#[source] ec2vmm_host::host::Error),
     /// The cloud cannot take over.
     #[error("cannot take over what is there")]
     Cloud(#[from] ec2vmm_cloud::Error),
@@ -89,7 +93,7 @@ impl Refusal {
             Self::Store(OpenError::Newer { .. }) => 13,
             Self::Store(OpenError::Damaged { .. } | OpenError::NotOurs { .. }) => 14,
             Self::Folder { .. } | Self::Socket { .. } | Self::Passed { .. } => 15,
-            Self::Host { .. } => 16,
+            Self::Lacks { .. } | Self::Host(_) => 16,
             Self::Store(_) | Self::Cloud(_) | Self::Runtime { .. } | Self::Exec { .. } => 1,
         }
     }
@@ -98,7 +102,16 @@ impl Refusal {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Store(error) => return error.hint().map(str::to_owned),
-            Self::Host { hint, .. } => return hint.clone(),
+            Self::Lacks { hint, .. } => {
+                let hint = hint.clone().unwrap_or_else(|| "run it with --host simulated".to_owned());
+                return Some(hint);
+            }
+            Self::Host(
+                host::Error::Image { hint, .. }
+                | host::Error::NoRoom { hint, .. }
+                | host::Error::Other { hint, .. },
+            ) => return hint.clone(),
+            Self::Host(host::Error::NotRunning(_) | host::Error::Ended(_)) => return None,
             Self::Cloud(error) => return error.hint(),
             Self::SocketInUse { .. } => "stop that one, or use another --socket",
             Self::NotRoot => "run it as root, or with --host simulated",

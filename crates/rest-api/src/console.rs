@@ -19,5 +19,6 @@ pub struct ConsoleOutput {
 
 /// What `GET /v1/instances/{instance_id}/console/stream` is upgraded to (`Connection: Upgrade`,
 /// `Upgrade: ec2vmm-console`; RFC 9110 section 7.8). After the 101 the connection is the serial line: what
-/// the guest prints from then on, and what it shall read. It ends with the machine.
+/// the guest prints from then on, and what it shall read. It ends with the
+/// machine, or when the client closes its side.
 pub const CONSOLE_PROTOCOL: &str = "ec2vmm-console";

@@ -1,12 +1,17 @@
 //! Serial consoles: what was shown, and a line to what is shown now.
 
+use std::io;
+
 use axum::{
     body::Body,
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},
 };
+use ec2vmm_host::host::Stream;
 use ec2vmm_rest_api::{CONSOLE_PROTOCOL, ConsoleOutput};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tracing::Instrument;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -70,19 +75,19 @@ async fn stream(
             "send `Connection: Upgrade` and `Upgrade: {CONSOLE_PROTOCOL}`, or run `ec2vmm console {id}`"
         )));
     };
-    let mut line = rest.cloud.console_stream(&id).await?;
+    let line = rest.cloud.console_stream(&id).await?;
     if let Some(endless) = request.extensions().get::<Endless>() {
         endless.allow();
     }
     let mut ending = rest.ending.clone();
     let talk = async move {
-        let mut client = match upgrade.await {
+        let client = match upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             Err(error) => return tracing::debug!(%error, "the console's client is gone"),
         };
         tokio::select! {
-            ended = tokio::io::copy_bidirectional(&mut client, &mut line) => match ended {
-                Ok((typed_bytes, shown_bytes)) => tracing::info!(typed_bytes, shown_bytes, "console closed"),
+            ended = talk(client, line) => match ended {
+                Ok(()) => tracing::info!("console closed"),
                 Err(error) => tracing::debug!(%error, "console broke off"),
             },
             () = ending.comes() => tracing::info!("console closed: the daemon ends"),
@@ -94,6 +99,17 @@ async fn stream(
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
     Ok(response)
+}
+
+/// Until one of the two is gone: the machine, or who looks at it.
+async fn talk(client: TokioIo<Upgraded>, line: Box<dyn Stream>) -> io::Result<()> {
+    let (mut typed, mut screen) = tokio::io::split(client);
+    let (mut shown, mut keyboard) = tokio::io::split(line);
+    tokio::select! {
+        ended = tokio::io::copy(&mut shown, &mut screen) => ended?,
+        ended = tokio::io::copy(&mut typed, &mut keyboard) => ended?,
+    };
+    screen.shutdown().await
 }
 
 fn is_upgrade(headers: &HeaderMap) -> bool {

@@ -44,7 +44,7 @@ async fn list(
     Query(query): Query<EventQuery>,
 ) -> Result<axum::Json<EventList>, Refusal> {
     let EventQuery { after, instance_id, max_results } = query;
-    let what = DescribeEvents { instance: instance_id, after, max_results };
+    let what = DescribeEvents { instance: instance_id, after: after.map(sequence).transpose()?, max_results };
     let events = rest.cloud.describe_events(&what).await?;
     Ok(axum::Json(EventList { events: events.iter().map(|event| shown(event)).collect() }))
 }
@@ -64,7 +64,7 @@ async fn stream(
 ) -> Result<impl IntoResponse, Refusal> {
     let only =
         query.instance_id.map(|id| id.parse::<InstanceId>().map_err(|_| malformed(&id))).transpose()?;
-    let after = last_event_id(&headers)?.or(query.after);
+    let after = last_event_id(&headers)?.or(query.after).map(sequence).transpose()?;
     let mut events = rest.cloud.follow_events(after)?;
     let mut ending = rest.ending.clone();
     let (sender, receiver) = mpsc::channel::<Result<_, Infallible>>(EVENTS_AHEAD);
@@ -132,6 +132,14 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     sequence.map(Some).ok_or_else(|| {
         Refusal::invalid(format!("the header {LAST_EVENT_ID_HEADER} is not a sequence number"))
     })
+}
+
+/// As the contract has it, a number of 63 bits.
+fn sequence(given: u64) -> Result<u64, Refusal> {
+    match i64::try_from(given) {
+        Ok(_) => Ok(given),
+        Err(_) => Err(Refusal::invalid(format!("{given} is not a sequence number"))),
+    }
 }
 
 fn malformed(id: &str) -> Refusal {

@@ -11,6 +11,7 @@ use axum::{
 use ec2vmm_rest_api::IDEMPOTENCY_HEADER;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::problem::Refusal;
 
@@ -73,7 +74,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             .hint("send `Content-Type: application/json`"));
         }
         let bytes = read(request.into_body()).await?;
-        let fields: serde_json::Map<String, serde_json::Value> =
+        let fields: serde_json::Map<String, Value> =
             serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
                 serde_json::error::Category::Data => does_not_fit(&error),
                 _ => Refusal::new(
@@ -82,8 +83,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
                     format!("the body is not JSON: {error}"),
                 ),
             })?;
+        let fields = fields.into_iter().map(|(name, value)| (name, with_integers(value))).collect();
         // By way of an object: by itself, serde reads a list of the fields' values as well.
-        T::deserialize(serde_json::Value::Object(fields)).map(Self).map_err(|error| does_not_fit(&error))
+        T::deserialize(Value::Object(fields)).map(Self).map_err(|error| does_not_fit(&error))
     }
 }
 
@@ -105,6 +107,24 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
                 "the header {IDEMPOTENCY_HEADER} is not one of 1 to {KEY_CHARS_MAX} visible ASCII characters"
             ))),
         }
+    }
+}
+
+/// To JSON Schema `2048.0` is an integer, and some languages write theirs so.
+fn with_integers(value: Value) -> Value {
+    match value {
+        Value::Number(number) => {
+            // As whole numbers these are exact, and nothing that can be asked for is greater.
+            #[allow(clippy::cast_possible_truncation, reason = "whole, and in range")]
+            let whole =
+                number.as_f64().filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() < INTEGER_MAX);
+            whole.map_or(Value::Number(number), |whole| Value::from(whole as i64))
+        }
+        Value::Array(values) => values.into_iter().map(with_integers).collect(),
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(name, value)| (name, with_integers(value))).collect())
+        }
+        other => other,
     }
 }
 
@@ -151,6 +171,8 @@ async fn read(body: Body) -> Result<axum::body::Bytes, Refusal> {
 
 /// The most that a body may have, bytes: user data of 16 KiB and fifty tags, many times over.
 pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
+/// 2^53: whole numbers below are exact as 64-bit floating point.
+const INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 /// How long a body may take to come.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 /// EC2's limit of client tokens.

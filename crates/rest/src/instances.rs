@@ -37,7 +37,8 @@ pub(crate) fn routes() -> OpenApiRouter<Rest> {
 #[utoipa::path(post, path = "/v1/instances", tag = "instances", request_body = LaunchRequest,
     params(("idempotency-key" = Option<String>, Header, nullable = false, max_length = 64, min_length = 1, pattern = "^[!-~]+$",
         description = "A request that is repeated with the same key and body answers as the first did.")),
-    responses((status = 201, body = Launched), (status = 409, body = ec2vmm_rest_api::Problem)))]
+    responses((status = 201, body = Launched), (status = 404, body = ec2vmm_rest_api::Problem),
+        (status = 409, body = ec2vmm_rest_api::Problem)))]
 async fn launch(
     State(rest): State<Rest>,
     _: NoQuery,
@@ -231,7 +232,7 @@ pub(crate) fn shown(described: &Described) -> Instance {
         key_name: instance.key_name.clone(),
         login_user: login_user.clone(),
         private_ip_address: instance.interface.address.to_string(),
-        private_dns_name: format!("ip-{o1}-{o2}-{o3}-{o4}.ec2.internal"),
+        private_dns_name: format!("ip-{o1}-{o2}-{o3}-{o4}.{}", domain(&instance.region)),
         mac_address: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         network_interface_id: instance.interface.id.to_string(),
         vpc_id: instance.interface.vpc.to_string(),
@@ -249,6 +250,14 @@ pub(crate) fn shown(described: &Described) -> Instance {
             model::CreditMode::Unlimited => CreditMode::Unlimited,
         }),
         tags: instance.tags.0.clone(),
+    }
+}
+
+/// The domain that instances' private names are in.
+pub fn domain(region: &str) -> String {
+    match region {
+        "us-east-1" => "ec2.internal".to_owned(),
+        _ => format!("{region}.compute.internal"),
     }
 }
 

@@ -29,6 +29,7 @@ mod usage;
 mod volumes;
 
 pub use ending::{End, Ending};
+pub use instances::domain;
 pub use openapi::openapi;
 pub use routes::{About, Rest};
 pub use server::{Limits, Server};

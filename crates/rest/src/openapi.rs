@@ -62,7 +62,7 @@ fn complete(operation: &mut Operation) {
             ("408", "The body did not come in time"),
             ("413", "The body is too long"),
             ("415", "The body is not declared to be JSON"),
-            ("422", "The body is JSON, but not what this request takes; or an idempotency key was used for another request"),
+            ("422", "The body is JSON, but not what this request takes"),
         ]);
     }
     for (status, description) in statuses {

@@ -57,7 +57,7 @@ impl From<Error> for Refusal {
 /// Every error of the cloud, so that a new one does not compile unanswered.
 fn status_of(error: &Error) -> StatusCode {
     match error {
-        Error::NotFound { .. } => StatusCode::NOT_FOUND,
+        Error::NotFound { .. } | Error::UnknownTypes(_) => StatusCode::NOT_FOUND,
         Error::Duplicate { .. }
         | Error::IncorrectState { .. }
         | Error::Protected { .. }
@@ -66,8 +66,8 @@ fn status_of(error: &Error) -> StatusCode {
         | Error::AddressInUse(_)
         | Error::NoMachine(_)
         | Error::TagLimit(_)
+        | Error::TokenReused
         | Error::VolumeInUse { .. } => StatusCode::CONFLICT,
-        Error::TokenReused => StatusCode::UNPROCESSABLE_ENTITY,
         _ => match error.fault() {
             Fault::Client => StatusCode::BAD_REQUEST,
             Fault::Capacity => StatusCode::CONFLICT,
