@@ -24,8 +24,11 @@ pub struct Transaction<'s> {
     overtaken: bool,
     read: HashMap<(&'static str, String), Option<Version>>,
     ranges: Vec<RangeRead>,
-    writes: BTreeMap<(&'static str, Arc<str>), Option<Content>>,
+    writes: BTreeMap<Name, Option<Content>>,
 }
+
+/// A record's kind and key.
+type Name = (&'static str, Arc<str>);
 
 /// A range as it was read: any record that came since has a newer version, any that went is missing.
 struct RangeRead {
@@ -257,7 +260,7 @@ impl RangeRead {
 /// Others' records, and a transaction's own writes over them.
 fn merge<R: Record>(
     base: impl Iterator<Item = (Arc<str>, Stored<R>)>,
-    own: &[(&(&'static str, Arc<str>), &Option<Content>)],
+    own: &[(&Name, &Option<Content>)],
 ) -> Result<BTreeMap<Arc<str>, Stored<R>>, Error> {
     let mut merged: BTreeMap<_, _> = base.collect();
     for ((_, key), content) in own {
