@@ -6,11 +6,12 @@ use ec2vmm_model::{
     credits::Throttle,
     ids::{InstanceId, InterfaceId, VolumeId},
 };
-use ec2vmm_vmm_api::{
-    Failure, FailureKind,
-    exit::Exit,
+use ec2vmm_vmm_api::{Failure, FailureKind, exit::Exit};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::AbortHandle,
+    time::Instant,
 };
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, task::AbortHandle, time::Instant};
 
 use super::{Simulated, other};
 use crate::host::{
@@ -77,12 +78,10 @@ impl Machine {
         self.ended.is_none()
     }
 
-    pub(super) fn uses_volume(&self, volume: &VolumeId) -> bool {
-        self.runs() && self.plan.volumes.contains(volume)
-    }
-
-    pub(super) fn uses_interface(&self, interface: &InterfaceId) -> bool {
-        self.runs() && self.plan.interfaces.contains(interface)
+    /// Names of what it uses alone.
+    fn uses(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.plan.volumes.iter().map(VolumeId::as_str);
+        volumes.chain(self.plan.interfaces.iter().map(InterfaceId::as_str))
     }
 }
 
@@ -111,7 +110,8 @@ impl Simulated {
 
     /// The guest's kernel panics, and stays so.
     pub fn guest_panics(&self, instance: &InstanceId) {
-        let generation = self.state().machines.get(instance).filter(|it| it.runs()).map(|it| it.plan.generation);
+        let generation =
+            self.state().machines.get(instance).filter(|it| it.runs()).map(|it| it.plan.generation);
         if let Some(generation) = generation {
             self.tell(instance, generation, NewsKind::Panicked);
         }
@@ -169,6 +169,7 @@ impl Simulated {
             load: Load { wanted_millicpus: 0, throttle: plan.throttle, since: Instant::now(), used_us: 0 },
             powering_off: None,
         };
+        state.in_use.extend(machine.uses().map(|used| (used.to_owned(), plan.instance.clone())));
         state.machines.insert(plan.instance.clone(), machine);
         let start_us = u64::try_from(self.shared.settings.start_takes.as_micros()).unwrap_or(u64::MAX);
         Ok(Started { steps: vec![("simulate", start_us)] })
@@ -251,7 +252,10 @@ impl Simulated {
                 return;
             }
             machine.ended = Some(ending.clone());
-            machine.plan.generation
+            let generation = machine.plan.generation;
+            let used: Vec<String> = machine.uses().map(str::to_owned).collect();
+            used.iter().for_each(|used| drop(state.in_use.remove(used)));
+            generation
         };
         self.tell(instance, generation, NewsKind::Ended(ending));
     }

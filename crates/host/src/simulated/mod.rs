@@ -8,7 +8,8 @@ mod machines;
 mod script;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -49,6 +50,10 @@ struct State {
     interfaces: BTreeMap<InterfaceId, InterfacePlan>,
     networks: BTreeMap<VpcId, NetworkPlan>,
     consoles: BTreeMap<InstanceId, Vec<u8>>,
+    /// Volumes and interfaces of machines that run, and whose they are.
+    in_use: HashMap<String, InstanceId>,
+    /// Whose an address is.
+    addresses: HashMap<(VpcId, Ipv4Addr), InterfaceId>,
 }
 
 /// How the host is, and how guests are when nothing else is said.
@@ -105,7 +110,9 @@ impl Simulated {
     pub fn reboot(&self) {
         let mut state = self.state();
         state.machines.clear();
+        state.in_use.clear();
         state.interfaces.clear();
+        state.addresses.clear();
         state.networks.clear();
     }
 
@@ -144,7 +151,7 @@ impl Host for Simulated {
     async fn delete_volume(&self, volume: &VolumeId) -> Result<(), Error> {
         self.call(Operation::DeleteVolume, || {
             let mut state = self.state();
-            if let Some((id, _)) = state.machines.iter().find(|(_, machine)| machine.uses_volume(volume)) {
+            if let Some(id) = state.in_use.get(volume.as_str()) {
                 return Err(other(format!("volume {volume} is in use by the machine of {id}")));
             }
             state.volumes.remove(volume);
@@ -175,12 +182,11 @@ impl Host for Simulated {
             if !state.networks.contains_key(&interface.vpc) {
                 return Err(other(format!("there is no network {}", interface.vpc)));
             }
-            let twin = state.interfaces.values().find(|other| {
-                other.id != interface.id && (other.address == interface.address || other.mac == interface.mac)
-            });
-            if let Some(twin) = twin {
-                return Err(other(format!("{} has the address {} already", twin.id, twin.address)));
+            let address = (interface.vpc.clone(), interface.address);
+            if let Some(twin) = state.addresses.get(&address).filter(|twin| **twin != interface.id) {
+                return Err(other(format!("{twin} has the address {} already", interface.address)));
             }
+            state.addresses.insert(address, interface.id.clone());
             state.interfaces.insert(interface.id.clone(), interface.clone());
             Ok(())
         })
@@ -190,10 +196,12 @@ impl Host for Simulated {
     async fn remove_interface(&self, interface: &InterfaceId) -> Result<(), Error> {
         self.call(Operation::RemoveInterface, || {
             let mut state = self.state();
-            if let Some((id, _)) = state.machines.iter().find(|(_, machine)| machine.uses_interface(interface)) {
+            if let Some(id) = state.in_use.get(interface.as_str()) {
                 return Err(other(format!("interface {interface} is in use by the machine of {id}")));
             }
-            state.interfaces.remove(interface);
+            if let Some(gone) = state.interfaces.remove(interface) {
+                state.addresses.remove(&(gone.vpc, gone.address));
+            }
             Ok(())
         })
         .await

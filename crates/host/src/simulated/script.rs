@@ -137,7 +137,8 @@ impl Simulated {
             let number = script.calls;
             script.calls += 1;
             let delay = script.delays.get(&operation).copied();
-            let delay = delay.or((operation == Operation::StartMachine).then_some(self.shared.settings.start_takes));
+            let delay =
+                delay.or((operation == Operation::StartMachine).then_some(self.shared.settings.start_takes));
             (number, script.next_fault(operation), delay)
         };
         self.end_here(number, When::Before).await;
