@@ -15,7 +15,7 @@ use ec2vmm_model::{Time, ids::InstanceId, lifecycle::State};
 use ec2vmm_store::{Expect, Keys, Record, Store, Stored, Transaction, Watch, WatchError};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cloud, Error, instances};
+use crate::{Cloud, Error, error::Noun, ids, instances};
 
 /// Something that happened.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -117,16 +117,20 @@ impl Cloud {
                 });
             }
         };
-        let instance = match &what.instance {
-            Some(id) => Some(instances::find(&self.inner.store, id)?.id.clone()),
-            None => None,
-        };
+        let id = what.instance.as_deref();
+        let instance = id.map(|id| ids::parse::<InstanceId>(id, Noun::Instance)).transpose()?;
         let mut log = self.inner.log.memory();
         log.catch_up(&self.inner.store)?;
         let after = what.after.unwrap_or(0).saturating_add(1);
         let events = log.events.range(after..).map(|(_, (_, event))| event);
         let wanted = events.filter(|event| instance.is_none() || event.instance == instance);
-        Ok(wanted.take(limit).cloned().collect())
+        let wanted: Vec<Arc<Event>> = wanted.take(limit).cloned().collect();
+        drop(log);
+        // What happened to it is told for longer than it is shown itself.
+        if let Some(id) = id.filter(|_| wanted.is_empty()) {
+            instances::find(&self.inner.store, id)?;
+        }
+        Ok(wanted)
     }
 
     /// All events after one (nothing: from now on), as they come. Those that are forgotten already are left

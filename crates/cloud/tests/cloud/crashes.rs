@@ -460,14 +460,14 @@ pub(crate) struct CommitFaults {
 }
 
 impl CommitFaults {
-    fn die_at(&self, nth: i64, when: When) -> watch::Receiver<bool> {
+    pub(crate) fn die_at(&self, nth: i64, when: When) -> watch::Receiver<bool> {
         let (tell, told) = watch::channel(false);
         self.countdown.store(nth, Ordering::SeqCst);
         *self.state.lock().unwrap() = Some((when, tell));
         told
     }
 
-    fn all_well(&self) {
+    pub(crate) fn all_well(&self) {
         *self.state.lock().unwrap() = None;
     }
 

@@ -3,9 +3,10 @@
 use ec2vmm_cloud::{
     Config,
     instances::{Launch, RootVolume},
+    key_pairs::{CreateKeyPair, DescribeKeyPairs, ImportKeyPair, PrivateFormat},
 };
 use ec2vmm_host::{host::Capacity, simulated::Settings};
-use ec2vmm_model::{instances::CreditMode, lifecycle::State};
+use ec2vmm_model::{instances::CreditMode, key_pairs::KeyKind, lifecycle::State};
 use expect_test::expect;
 
 use crate::world::{World, all, ids, image, only, tags, told};
@@ -216,4 +217,49 @@ async fn an_image_outlives_its_registration_in_what_was_launched_from_it() {
     world.settle().await;
     world.check();
     world.cloud.register_image(again).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_keeps_the_public_half_of_a_key_pair_that_is_deleted() {
+    let mut world = World::new().await;
+    let wanted = CreateKeyPair {
+        name: "my key".to_owned(),
+        kind: KeyKind::Ed25519,
+        bits: None,
+        format: PrivateFormat::Pem,
+        tags: tags(&[("team", "a")]),
+    };
+    let made = world.cloud.create_key_pair(wanted.clone()).await.unwrap();
+    expect!["InvalidKeyPair.Duplicate: The keypair 'my key' already exists."]
+        .assert_eq(&told(world.cloud.create_key_pair(wanted.clone()).await.map(drop)));
+    let odd = CreateKeyPair { name: " ".to_owned(), ..wanted };
+    assert!(told(world.cloud.create_key_pair(odd).await.map(drop)).starts_with("InvalidParameterValue"));
+    let launch = Launch { key_name: Some("my key".to_owned()), ..world.one() };
+    let id = only(&world.cloud.launch(launch.clone()).await.unwrap());
+    world.until(&id, State::Running).await;
+
+    let imported = ImportKeyPair {
+        name: "imported".to_owned(),
+        public_key: made.key_pair.public_key.clone(),
+        tags: tags(&[]),
+    };
+    world.cloud.import_key_pair(imported).await.unwrap();
+    let shown = world.cloud.describe_key_pairs(&DescribeKeyPairs::default()).await.unwrap();
+    assert_eq!(shown.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["imported", "my key"]);
+    let missing = DescribeKeyPairs { names: ids(&["nobody"]), ..Default::default() };
+    expect!["InvalidKeyPair.NotFound: The key pair 'nobody' does not exist"]
+        .assert_eq(&told(world.cloud.describe_key_pairs(&missing).await));
+
+    let deleted = world.cloud.delete_key_pair(made.key_pair.id.as_str()).await.unwrap();
+    assert_eq!(deleted.map(|key| key.name.clone()).as_deref(), Some("my key"));
+    assert_eq!(world.cloud.delete_key_pair("my key").await.unwrap(), None);
+    expect!["InvalidKeyPair.NotFound: The key pair 'my key' does not exist"]
+        .assert_eq(&told(world.cloud.launch(launch).await));
+    world.host.reboot();
+    world.restart().await;
+    world.settle().await;
+    world.cloud.start_instances(&ids(&[&id])).await.unwrap();
+    world.until(&id, State::Running).await;
+    let plan = world.host.plan_of(&world.id(&id)).unwrap();
+    assert_eq!(plan.guest.public_keys, [made.key_pair.public_key.clone()]);
 }

@@ -13,6 +13,7 @@
 
 mod crashes;
 mod describing;
+mod every_step;
 mod faults;
 mod launching;
 mod living;

@@ -66,7 +66,9 @@ async fn many_instances() {
             break;
         }
     }
-    println!("{shown} shown in {} pages of 1,000: most {:?}", pages.len(), pages.iter().max());
+    pages.sort();
+    let (median, most) = (pages[pages.len() / 2], pages[pages.len() - 1]);
+    println!("{shown} shown in {} pages of 1,000: median {median:?}, most {most:?}", pages.len());
     assert_eq!(shown, many as usize + 20);
 
     let begun = Instant::now();
