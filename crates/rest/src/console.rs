@@ -7,11 +7,10 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},
 };
-use ec2vmm_host::host::Stream;
 use ec2vmm_rest_api::{CONSOLE_PROTOCOL, ConsoleOutput};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tracing::Instrument;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -102,7 +101,7 @@ async fn stream(
 }
 
 /// Until one of the two is gone: the machine, or who looks at it.
-async fn talk(client: TokioIo<Upgraded>, line: Box<dyn Stream>) -> io::Result<()> {
+async fn talk(client: TokioIo<Upgraded>, line: impl AsyncRead + AsyncWrite) -> io::Result<()> {
     let (mut typed, mut screen) = tokio::io::split(client);
     let (mut shown, mut keyboard) = tokio::io::split(line);
     tokio::select! {
