@@ -142,6 +142,12 @@ impl Explained for Error {
             }
             Self::Overlap { .. } => "give the network a range that `ip route` does not show".into(),
             Self::NameTaken { name, .. } => format!("rename or remove what is called `{name}`"),
+            Self::Firewall { said, .. } if said.contains("not permitted") => "run the daemon as root".into(),
+            Self::Firewall { said, .. } if said.contains("No such file") || said.contains("not supported") => {
+                "the kernel may lack a part of nf_tables: `modprobe -a nf_tables nft_chain_nat nft_ct nft_masq \
+                 nft_reject_ipv4`"
+                    .into()
+            }
             Self::Busy { .. } => "end the process that has it".into(),
             _ => return None,
         })
