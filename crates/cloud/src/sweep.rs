@@ -22,7 +22,7 @@ use crate::{
     Error,
     cloud::Inner,
     events::{self, EventKind, LoggedEvent},
-    tokens::LaunchToken,
+    tokens::{Forgotten, LaunchToken},
 };
 
 /// Sweeps from time to time.
@@ -68,6 +68,9 @@ async fn old_things(cloud: &Arc<Inner>) -> Result<(), Error> {
     for token in over {
         let body = move |transaction: &mut Transaction<'_>| {
             let key = LaunchToken::key_of(&token.region, &token.token);
+            for id in &token.instances {
+                transaction.delete::<Forgotten>(id.as_str(), Expect::Any)?;
+            }
             Ok(transaction.delete::<LaunchToken>(&key, Expect::Version(token.version))?)
         };
         cloud.commit(body, |_, _| {}).await?;

@@ -18,8 +18,8 @@ pub(crate) struct LaunchToken {
     pub(crate) digest: String,
     pub(crate) reservation: ReservationId,
     pub(crate) instances: Vec<InstanceId>,
-    /// Those that are forgotten already, as they were last: the answer stays the same.
-    pub(crate) forgotten: Vec<Instance>,
+    /// How many of them are forgotten already: what they were is in [`Forgotten`].
+    pub(crate) forgotten: usize,
     /// When the last one was terminated.
     pub(crate) ended: Option<Time>,
 }
@@ -31,14 +31,13 @@ impl LaunchToken {
 
     /// An instance is forgotten.
     pub(crate) fn forget(&mut self, instance: &Instance, now: Time) {
-        // What is large, or somebody's secret, is no part of the answer.
-        self.forgotten.push(Instance { user_data: None, public_key: None, ..instance.clone() });
+        self.forgotten += 1;
         self.ended = self.ended.max(Some(instance.terminated.unwrap_or(now).min(now)));
     }
 
     /// EC2 remembers a token for a day after the instances were terminated.
     pub(crate) fn is_over(&self, now: Time) -> bool {
-        let gone = self.forgotten.len() >= self.instances.len();
+        let gone = self.forgotten >= self.instances.len();
         gone && self.ended.is_some_and(|ended| now.ms_since(ended) > REMEMBERED_MS)
     }
 }
@@ -48,6 +47,26 @@ impl Record for LaunchToken {
 
     fn key(&self) -> String {
         Self::key_of(&self.region, &self.token)
+    }
+}
+
+/// An instance that is forgotten while its token is not, as it was last: the answer stays the same.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Forgotten(pub(crate) Instance);
+
+impl Forgotten {
+    pub(crate) fn new(instance: &Instance) -> Self {
+        // What is large, or somebody's secret, is no part of the answer.
+        Self(Instance { user_data: None, public_key: None, ..instance.clone() })
+    }
+}
+
+impl Record for Forgotten {
+    const KIND: &'static str = "forgotten_instance";
+
+    fn key(&self) -> String {
+        self.0.id.to_string()
     }
 }
 

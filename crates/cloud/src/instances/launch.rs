@@ -28,7 +28,7 @@ use crate::{
     cloud::Inner,
     events::{self, EventKind},
     images, key_pairs, random, tags,
-    tokens::{self, LaunchToken},
+    tokens::{self, Forgotten, LaunchToken},
     types,
 };
 
@@ -106,11 +106,14 @@ impl Inner {
 
     /// The answer that was given before; states may be newer.
     fn again(&self, token: &LaunchToken) -> Result<Reservation, Error> {
-        let instances = token.instances.iter().filter_map(|id| {
-            let present = self.store.get::<Instance>(id.as_str()).transpose();
-            let forgotten = || token.forgotten.iter().find(|it| it.id == *id).cloned().map(Arc::new).map(Ok);
-            present.map(|found| found.map(|found| found.record)).or_else(forgotten)
-        });
+        let instances =
+            token.instances.iter().filter_map(|id| match self.store.get::<Instance>(id.as_str()) {
+                Ok(None) => {
+                    let forgotten = self.store.get::<Forgotten>(id.as_str()).transpose()?;
+                    Some(forgotten.map(|forgotten| Arc::new(forgotten.0.clone())))
+                }
+                found => found.map(|found| found.map(|found| found.record)).transpose(),
+            });
         let instances: Vec<Arc<Instance>> = instances.collect::<Result<_, _>>()?;
         let mut reservation = self.reservation(instances)?;
         reservation.id = token.reservation.clone();
@@ -239,7 +242,7 @@ impl Draft<'_> {
                 digest: digest.to_owned(),
                 reservation: reservation.clone(),
                 instances: slots.iter().map(|slot| slot.instance.clone()).collect(),
-                forgotten: Vec::new(),
+                forgotten: 0,
                 ended: None,
             };
             transaction.put(token, Expect::Absent)?;

@@ -24,7 +24,7 @@ use crate::{
     credits,
     events::{self, EventKind, Timeline, TimelineStep},
     images, network, news, record,
-    tokens::LaunchToken,
+    tokens::{Forgotten, LaunchToken},
     types,
 };
 
@@ -269,6 +269,7 @@ impl Inner {
                     let mut token = (*used.record).clone();
                     token.forget(&instance, inner.now());
                     transaction.put(token, Expect::Version(used.version))?;
+                    transaction.put(Forgotten::new(&instance), Expect::Any)?;
                 }
             }
             transaction.delete::<Timeline>(id, Expect::Any)?;
