@@ -7,6 +7,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use ec2vmm_image::Format;
@@ -27,6 +28,8 @@ use crate::{
 pub(super) struct Volumes {
     folder: PathBuf,
     images: Images,
+    /// How long a volume may be in use that should not be.
+    patience: Duration,
 }
 
 impl Volumes {
@@ -35,7 +38,7 @@ impl Volumes {
         for name in names(&folder)?.iter().filter(|name| name.ends_with(NEW)) {
             remove(&folder.join(name))?;
         }
-        Ok(Self { folder, images })
+        Ok(Self { folder, images, patience: PATIENCE })
     }
 
     /// Makes a volume, if it is not there.
@@ -79,10 +82,15 @@ impl Volumes {
         // may be gone already.
         let failed = || system(format!("removing volume {id}"));
         let file = File::open(&path).map_err(failed())?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => remove(&path),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(other(format!("volume {id} is in use by a machine"))),
-            Err(error) => Err(failed()(error.into())),
+        let free =
+            self.once_free(|| match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Ok(Some(())),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+                Err(error) => Err(failed()(error.into())),
+            });
+        match free? {
+            Some(()) => remove(&path),
+            None => Err(other(format!("volume {id} is in use by a machine"))),
         }
     }
 
@@ -118,11 +126,35 @@ impl Volumes {
             // As on EC2, where the guest's NVMe disks say so too.
             serial: id.as_str().replace('-', ""),
         };
-        disks::open(&wanted, &self.folder).map_err(|error| match explain(&error) {
-            // Of a volume, which is ours, and not of an image that somebody brought.
-            Error::Image { message, hint } => Error::Other { message, hint },
-            error => error,
+        let opened = self.once_free(|| match disks::open(&wanted, &self.folder) {
+            Ok(disk) => Ok(Some(disk)),
+            Err(disks::Error::InUse { .. }) => Ok(None),
+            Err(error) => Err(match explain(&error) {
+                // Of a volume, which is ours, and not of an image that somebody brought.
+                Error::Image { message, hint } => Error::Other { message, hint },
+                error => error,
+            }),
+        });
+        opened?.ok_or_else(|| Error::Other {
+            message: format!("volume {id} or the image beneath it is in use"),
+            hint: Some(format!("`lslocks` shows who has {}", path.display())),
         })
+    }
+
+    /// Tries until it works. The kernel takes down the queues of a machine that has ended (io_uring) a moment
+    /// after the process is gone, and with them its last hold on the volume.
+    fn once_free<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<Option<T>, Error>,
+    ) -> Result<Option<T>, Error> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let done = attempt()?;
+            if done.is_some() || Instant::now() >= deadline {
+                return Ok(done);
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 }
 
@@ -164,13 +196,15 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(5);
 const RAW: &str = ".raw";
 const QCOW2: &str = ".qcow2";
 const NEW: &str = ".new";
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::MetadataExt, process::Command};
+    use std::{fs, os::unix::fs::MetadataExt, process::Command, time::Duration};
 
     use ec2vmm_model::images::DiskFormat;
 
@@ -236,9 +270,13 @@ mod tests {
         assert!(end[..512].iter().all(|&byte| byte == b'x') && end[512..].iter().all(|&byte| byte == 0));
         disk.write_at(b"last", (8 << 30) - 512).unwrap();
         disk.flush().unwrap();
-        // In use, it stays.
-        assert!(matches!(pool.volumes.delete(&plan.id), Err(Error::Other { .. })));
-        drop(disk);
+        // In use, it stays; it is free when whoever has it lets go.
+        let impatient = Volumes { patience: Duration::ZERO, ..pool.volumes.clone() };
+        assert!(matches!(impatient.delete(&plan.id), Err(Error::Other { .. })));
+        assert!(matches!(impatient.open(&plan.id), Err(Error::Other { .. })));
+        let holder = std::thread::spawn(move || drop(disk));
+        drop(pool.volumes.open(&plan.id).unwrap());
+        holder.join().unwrap();
         match Command::new("qemu-img").arg("check").arg(&path).output() {
             Ok(seen) => assert!(seen.status.success(), "{}", String::from_utf8_lossy(&seen.stderr)),
             Err(error) => eprintln!("SKIPPED: qemu-img is not here: {error}"),
