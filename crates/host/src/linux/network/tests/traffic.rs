@@ -1,5 +1,7 @@
 //! What goes through a network, and what does not.
 
+#![allow(clippy::print_stderr, reason = "a test that does not run says so")]
+
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
@@ -225,6 +227,14 @@ fn an_interface_is_told_its_address() {
         assert_eq!(nak.opts().msg_type(), Some(MessageType::Nak));
         let counts = network.counts();
         assert_eq!((counts.dhcp_answered, counts.dhcp_dropped), (3, 3));
+
+        // A client that others wrote, from the package busybox-static.
+        if shell("busybox --list | grep -qx udhcpc").status.success() {
+            let said = ten.shell("busybox udhcpc -i eth0 -n -q -f -s /bin/true 2>&1").await;
+            assert!(text(&said.stdout).contains("lease of 172.31.0.10 obtained"), "{said:?}");
+        } else {
+            eprintln!("SKIPPED in part: there is no busybox with udhcpc");
+        }
     });
 }
 
