@@ -216,10 +216,12 @@ impl Follower {
             Ending::Silent
         });
         // Who starts a machine learns from that call that it did not run.
-        if self.life.began().is_some() || self.known == Known::Found || has_run(&ending) {
-            self.tell(NewsKind::Ended(ending.clone()));
+        let is_news = self.life.began().is_some() || self.known == Known::Found || has_run(&ending);
+        // First: who hears of it may remove what is left at once.
+        self.life.phase.send_replace(Phase::Ended(ending.clone()));
+        if is_news {
+            self.tell(NewsKind::Ended(ending));
         }
-        self.life.phase.send_replace(Phase::Ended(ending));
     }
 
     fn tell(&self, kind: NewsKind) {
