@@ -23,8 +23,9 @@ pub(crate) fn check(args: &Args) -> Result<(), Refusal> {
     if !rustix::process::geteuid().is_root() {
         return Err(Refusal::NotRoot);
     }
-    if !Path::new(CGROUP2_CONTROLLERS).exists() {
-        return Err(Refusal::NoCgroup2 { path: CGROUP2.into() });
+    let above = args.cgroup.parent().unwrap_or(&args.cgroup);
+    if !above.join(CGROUP2_CONTROLLERS).exists() {
+        return Err(Refusal::NoCgroup2 { path: above.to_owned() });
     }
     capacity::open_kvm(Path::new(KVM)).map_err(lacks)?;
     if !args.emulated_kvm {
@@ -71,10 +72,8 @@ fn lacks(error: impl Explained + Send + Sync + 'static) -> Refusal {
 }
 
 const KVM: &str = "/dev/kvm";
-/// Where cgroup v2 is mounted, by convention everywhere.
-const CGROUP2: &str = "/sys/fs/cgroup";
-/// Only there where it is version 2.
-const CGROUP2_CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.controllers";
+/// In every control group of version 2, and of no other.
+const CGROUP2_CONTROLLERS: &str = "cgroup.controllers";
 /// Names the program of machine processes, as for `ec2vmm run`.
 const VMM: &str = "EC2VMM_VMM";
 /// What machine processes log.

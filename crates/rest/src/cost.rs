@@ -29,7 +29,7 @@ async fn report(
     if from.zip(to).is_some_and(|(from, to)| from > to) {
         return Err(Refusal::invalid("`from` is later than `to`"));
     }
-    let only = instance_id.map(|id| id.parse::<InstanceId>().map_err(|_| malformed(id))).transpose()?;
+    let only = instance_id.map(|id| id.parse::<InstanceId>().map_err(|_| malformed(&id))).transpose()?;
     let now = rest.clock.now();
     let costs = rest.cloud.cost(from, to).await?;
     let shown = every_instance(&rest).await?;
@@ -77,7 +77,7 @@ async fn every_instance(rest: &Rest) -> Result<std::collections::HashMap<Instanc
     }
 }
 
-fn malformed(id: String) -> Refusal {
+fn malformed(id: &str) -> Refusal {
     let given = id.chars().take(64).collect();
     Error::MalformedId { given, noun: Noun::Instance }.into()
 }

@@ -114,11 +114,12 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
 fn with_integers(value: Value) -> Value {
     match value {
         Value::Number(number) => {
-            // As whole numbers these are exact, and nothing that can be asked for is greater.
-            #[allow(clippy::cast_possible_truncation, reason = "whole, and in range")]
             let whole =
                 number.as_f64().filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() < INTEGER_MAX);
-            whole.map_or(Value::Number(number), |whole| Value::from(whole as i64))
+            // As it is written without a fraction, which is exact up to there.
+            whole
+                .and_then(|whole| format!("{whole:.0}").parse().ok())
+                .map_or(Value::Number(number), Value::Number)
         }
         Value::Array(values) => values.into_iter().map(with_integers).collect(),
         Value::Object(fields) => {

@@ -33,6 +33,9 @@ async fn register(
     _: NoQuery,
     Json(request): Json<RegisterImageRequest>,
 ) -> Result<(StatusCode, axum::Json<Image>), Refusal> {
+    if request.file.chars().count() > FILE_CHARS_MAX {
+        return Err(Refusal::invalid(format!("`file` is longer than {FILE_CHARS_MAX} characters")));
+    }
     let image = RegisterImage {
         name: request.name,
         description: request.description,
@@ -134,3 +137,5 @@ fn shown(image: &model::Image) -> Image {
 
 /// What begins so is an id, well-formed or not: a name may not, so that a mistyped id is told as such.
 const ID_BEGIN: &str = "ami-";
+/// Linux's PATH_MAX.
+const FILE_CHARS_MAX: usize = 4096;

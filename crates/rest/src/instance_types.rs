@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     extract::{NoQuery, Path, Query},
-    listing::filters,
+    listing::{filters, named},
     problem::Refusal,
     routes::Rest,
 };
@@ -29,7 +29,7 @@ async fn list(
 ) -> Result<axum::Json<InstanceTypeList>, Refusal> {
     let InstanceTypeQuery { name, filter, runnable, max_results, next_token } = query;
     let what = DescribeTypes {
-        names: name,
+        names: named("name", name)?,
         filters: filters(&filter)?,
         runnable_only: runnable,
         paging: Paging { max_results, next_token },

@@ -67,7 +67,7 @@ async fn launch(
             on_guest_shutdown: on_guest_shutdown(request.instance_initiated_shutdown_behavior),
         },
         credit_mode: request.credit_mode.map(counted),
-        root: volumes::root(request.root_volume.unwrap_or_default()),
+        root: volumes::root(&request.root_volume.unwrap_or_default()),
         private_address: private_address.transpose()?,
     };
     let reservation = rest.cloud.launch(launch).await?;

@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     extract::{Json, NoQuery, Path, Query},
-    listing::filters,
+    listing::{filters, named},
     problem::Refusal,
     routes::Rest,
 };
@@ -76,7 +76,8 @@ async fn list(
     Query(query): Query<KeyPairQuery>,
 ) -> Result<axum::Json<KeyPairList>, Refusal> {
     let KeyPairQuery { id, name, filter } = query;
-    let what = DescribeKeyPairs { names: name, ids: id, filters: filters(&filter)? };
+    let what =
+        DescribeKeyPairs { names: named("name", name)?, ids: named("id", id)?, filters: filters(&filter)? };
     let key_pairs = rest.cloud.describe_key_pairs(&what).await?;
     Ok(axum::Json(KeyPairList { key_pairs: key_pairs.iter().map(|key_pair| shown(key_pair)).collect() }))
 }

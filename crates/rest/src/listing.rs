@@ -20,12 +20,27 @@ impl TryFrom<ListQuery> for Listing {
 
     fn try_from(query: ListQuery) -> Result<Self, Refusal> {
         let ListQuery { id, filter, max_results, next_token } = query;
-        Ok(Self { ids: id, filters: filters(&filter)?, paging: Paging { max_results, next_token } })
+        Ok(Self {
+            ids: named("id", id)?,
+            filters: filters(&filter)?,
+            paging: Paging { max_results, next_token },
+        })
     }
+}
+
+/// Ids or names, as many as the contract allows.
+pub(crate) fn named(parameter: &str, given: Vec<String>) -> Result<Vec<String>, Refusal> {
+    if given.len() > NAMED_MAX {
+        return Err(Refusal::invalid(format!("`{parameter}` is given more than {NAMED_MAX} times")));
+    }
+    Ok(given)
 }
 
 /// `NAME=VALUE,VALUE` each.
 pub(crate) fn filters(given: &[String]) -> Result<Vec<Filter>, Refusal> {
+    if given.len() > FILTERS_MAX {
+        return Err(Refusal::invalid(format!("`filter` is given more than {FILTERS_MAX} times")));
+    }
     given.iter().map(|filter| parse(filter)).collect()
 }
 
@@ -76,6 +91,9 @@ fn without_marks(text: &str, mark: char) -> String {
     }
     plain
 }
+
+const NAMED_MAX: usize = 1000;
+const FILTERS_MAX: usize = 50;
 
 #[cfg(test)]
 mod tests {

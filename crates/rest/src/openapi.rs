@@ -68,6 +68,10 @@ fn complete(operation: &mut Operation) {
     for (status, description) in statuses {
         operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem(description).into());
     }
+    let without_body = [
+        ("414", "The request's path and query are too long; without a body, and the connection is closed"),
+        ("431", "The request's head is too long; without a body, and the connection is closed"),
+    ];
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
         // A handler names its problems by their schema; what media type problems have is said here.
@@ -81,6 +85,11 @@ fn complete(operation: &mut Operation) {
         let mut id = Header::default();
         id.description = Some("By which the daemon's log is searched".to_owned());
         response.headers.insert(REQUEST_ID_HEADER.to_owned(), id);
+    }
+    // What is refused before there is a request has neither words nor an id.
+    for (status, description) in without_body {
+        let response = Response::new(description);
+        operation.responses.responses.insert(status.to_owned(), response.into());
     }
 }
 

@@ -48,7 +48,13 @@ async fn remove(
             "the request must contain the parameter key",
         ));
     }
+    if query.key.len() > KEYS_MAX {
+        return Err(Refusal::invalid(format!("`key` is given more than {KEYS_MAX} times")));
+    }
     let keys: Vec<_> = query.key.into_iter().map(|key| (key, None)).collect();
     rest.cloud.delete_tags(&[id], &keys).await?;
     Ok(StatusCode::NO_CONTENT)
 }
+
+/// As many tags as a resource can have.
+const KEYS_MAX: usize = 50;

@@ -54,7 +54,7 @@ async fn delete(State(rest): State<Rest>, Path(id): Path, _: NoQuery) -> Result<
 }
 
 /// A root volume that is wanted.
-pub(crate) fn root(wanted: RootVolume) -> instances::RootVolume {
+pub(crate) fn root(wanted: &RootVolume) -> instances::RootVolume {
     instances::RootVolume {
         size_gib: wanted.size_gib,
         kind: match wanted.kind {

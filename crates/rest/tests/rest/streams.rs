@@ -132,10 +132,16 @@ async fn a_line_to_the_console() {
     }
     let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 101 ") && head.contains("upgrade: ec2vmm-console"), "{head}");
+    // The simulated guest says what it is told.
     stream.write_all(b"hello\r").await.unwrap();
+    let mut echo = [0; 6];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"hello\r");
 
     place.act("POST", &format!("/v1/instances/{id}/stop?force=true")).await.expect(202);
     place.until(&id, "stopped").await;
+    // The simulated host sees that nobody is there when somebody types.
+    let _ = stream.write_all(b"\r").await;
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the line ends with the machine");
