@@ -193,7 +193,7 @@ mod tests {
         Args::command().debug_assert();
     }
 
-    fn check(range: &str, expected: Expect) {
+    fn check(range: &str, expected: &Expect) {
         expected.assert_eq(&match range.parse::<Range>() {
             Ok(Range { base, prefix }) => format!("{base} {prefix}"),
             Err(error) => error,
@@ -202,11 +202,14 @@ mod tests {
 
     #[test]
     fn ranges() {
-        check("172.31.0.0/16", expect!["172.31.0.0 16"]);
-        check("172.31.0.5/16", expect!["172.31.0.5 has bits beyond the prefix: did you mean 172.31.0.0/16?"]);
-        check("10.0.0.0/8", expect!["the prefix is 16 to 28 bits long"]);
-        check("10.0.0/16", expect!["`10.0.0` is not an IPv4 address"]);
-        check("10.0.0.0", expect!["a range is ADDRESS/BITS, such as 172.31.0.0/16"]);
+        check("172.31.0.0/16", &expect!["172.31.0.0 16"]);
+        check(
+            "172.31.0.5/16",
+            &expect!["172.31.0.5 has bits beyond the prefix: did you mean 172.31.0.0/16?"],
+        );
+        check("10.0.0.0/8", &expect!["the prefix is 16 to 28 bits long"]);
+        check("10.0.0/16", &expect!["`10.0.0` is not an IPv4 address"]);
+        check("10.0.0.0", &expect!["a range is ADDRESS/BITS, such as 172.31.0.0/16"]);
     }
 
     #[test]

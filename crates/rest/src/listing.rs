@@ -101,7 +101,7 @@ mod tests {
 
     use super::parse;
 
-    fn check(given: &str, expected: Expect) {
+    fn check(given: &str, expected: &Expect) {
         let read = match parse(given) {
             Ok(filter) => format!("{}: {:?}", filter.name, filter.values),
             Err(refusal) => refusal.detail,
@@ -111,15 +111,15 @@ mod tests {
 
     #[test]
     fn filters_as_they_are_written() {
-        check("instance-type=t3.*", expect![[r#"instance-type: ["t3.*"]"#]]);
+        check("instance-type=t3.*", &expect![[r#"instance-type: ["t3.*"]"#]]);
         check(
             "instance-state-name=running,stopped",
-            expect![[r#"instance-state-name: ["running", "stopped"]"#]],
+            &expect![[r#"instance-state-name: ["running", "stopped"]"#]],
         );
-        check("tag:Name=a=b", expect![[r#"tag:Name: ["a=b"]"#]]);
-        check(r"tag:a\=b=c\,d,e", expect![[r#"tag:a=b: ["c,d", "e"]"#]]);
-        check(r"tag:Name=100\%\*\\", expect![[r#"tag:Name: ["100\\%\\*\\\\"]"#]]);
-        check("tag:Name=", expect![[r#"tag:Name: [""]"#]]);
-        check("running", expect!["the filter 'running' is not NAME=VALUE or NAME=VALUE,VALUE"]);
+        check("tag:Name=a=b", &expect![[r#"tag:Name: ["a=b"]"#]]);
+        check(r"tag:a\=b=c\,d,e", &expect![[r#"tag:a=b: ["c,d", "e"]"#]]);
+        check(r"tag:Name=100\%\*\\", &expect![[r#"tag:Name: ["100\\%\\*\\\\"]"#]]);
+        check("tag:Name=", &expect![[r#"tag:Name: [""]"#]]);
+        check("running", &expect!["the filter 'running' is not NAME=VALUE or NAME=VALUE,VALUE"]);
     }
 }

@@ -11,7 +11,7 @@ use expect_test::{Expect, expect};
 use crate::place::Place;
 
 #[track_caller]
-fn check(place: &Place, command: &mut Command, code: i32, expected: Expect) {
+fn check(place: &Place, command: &mut Command, code: i32, expected: &Expect) {
     let (status, told) = run(place, command);
     expected.assert_eq(&told);
     assert_eq!(status, Some(code));
@@ -44,7 +44,7 @@ fn a_second_daemon() {
         &place,
         &mut same_socket,
         10,
-        expect![[r#"
+        &expect![[r#"
             ec2vmmd: another daemon answers on FOLDER/run/ec2vmmd.sock
             hint: stop that one, or use another --socket
         "#]],
@@ -77,7 +77,7 @@ fn folders_that_are_none() {
         &place,
         &mut place.command(),
         15,
-        expect![[r#"
+        &expect![[r#"
             ec2vmmd: cannot write to the folder FOLDER/run: File exists (os error 17)
             hint: check that it is a folder, and that there is room
         "#]],
@@ -117,7 +117,7 @@ fn real_machines_without_root() {
         &place,
         &mut command,
         11,
-        expect![[r#"
+        &expect![[r#"
             ec2vmmd: only root can run machines on this host
             hint: run it as root, or with --host simulated
         "#]],

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::place::{JSON, Place, UNKNOWN};
 
 #[track_caller]
-fn check(problem: &str, expected: Expect) {
+fn check(problem: &str, expected: &Expect) {
     expected.assert_eq(problem);
 }
 
@@ -15,22 +15,22 @@ async fn what_is_not_there() {
     let place = Place::new().await;
     check(
         &place.get(&format!("/v1/instances/{UNKNOWN}")).await.problem(),
-        expect!["404 InvalidInstanceID.NotFound: The instance ID 'i-00000000000000000' does not exist"],
+        &expect!["404 InvalidInstanceID.NotFound: The instance ID 'i-00000000000000000' does not exist"],
     );
     check(
         &place.get("/v1/instances/bogus").await.problem(),
-        expect![[r#"400 InvalidInstanceID.Malformed: Invalid id: "bogus""#]],
+        &expect![[r#"400 InvalidInstanceID.Malformed: Invalid id: "bogus""#]],
     );
     check(
         &place.get("/v1/instances/%FF").await.problem(),
-        expect![[
+        &expect![[
             r#"400 InvalidParameterValue: the path makes no sense: Invalid URL: Invalid UTF-8 in `instance_id`"#
         ]],
     );
-    check(&place.get("/v2").await.problem(), expect!["404 InvalidAction: there is nothing at this path"]);
-    check(&place.get("/").await.problem(), expect!["404 InvalidAction: there is nothing at this path"]);
+    check(&place.get("/v2").await.problem(), &expect!["404 InvalidAction: there is nothing at this path"]);
+    check(&place.get("/").await.problem(), &expect!["404 InvalidAction: there is nothing at this path"]);
     let wrong_method = place.act("PUT", "/v1/instances").await;
-    check(&wrong_method.problem(), expect!["405 InvalidAction: this path does not have this method"]);
+    check(&wrong_method.problem(), &expect!["405 InvalidAction: this path does not have this method"]);
     assert_eq!(wrong_method.header("allow").map(|allow| allow.contains("POST")), Some(true));
 }
 
@@ -41,11 +41,11 @@ async fn what_makes_no_sense() {
     let minimal = |kind: &str| json!({"image": "minimal", "instance_type": kind});
     check(
         &launch(minimal("t3.mikro")).await,
-        expect!["400 InvalidParameterValue: Invalid value 't3.mikro' for InstanceType."],
+        &expect!["400 InvalidParameterValue: Invalid value 't3.mikro' for InstanceType."],
     );
     check(
         &launch(json!({"image": "nothing", "instance_type": "t3.micro"})).await,
-        expect!["404 InvalidAMIID.NotFound: The image id '[nothing]' does not exist"],
+        &expect!["404 InvalidAMIID.NotFound: The image id '[nothing]' does not exist"],
     );
     let too_many = json!({"image": "minimal", "instance_type": "t3.nano", "min_count": 2, "max_count": 1});
     assert!(launch(too_many).await.starts_with("400 InvalidParameter"));
@@ -59,17 +59,17 @@ async fn what_makes_no_sense() {
     let nothing = place.ask("PATCH", &format!("/v1/instances/{id}"), &[JSON], "{}").await;
     check(
         &nothing.problem(),
-        expect!["400 MissingParameter: the request names nothing that is to be changed"],
+        &expect!["400 MissingParameter: the request names nothing that is to be changed"],
     );
     let query = place.get("/v1/instances?colour=blue").await;
     check(
         &query.problem(),
-        expect![
+        &expect![
             "400 InvalidParameterValue: the query makes no sense: unknown field `colour`, expected one of `id`, `filter`, `max_results`, `next_token`"
         ],
     );
     let no_query = place.get("/v1/status?colour=blue").await;
-    check(&no_query.problem(), expect!["400 InvalidParameterValue: this request has no query parameters"]);
+    check(&no_query.problem(), &expect!["400 InvalidParameterValue: this request has no query parameters"]);
     assert_eq!(place.get("/v1/instances").await.expect(200)["instances"].as_array().unwrap().len(), 1);
 }
 
@@ -81,23 +81,23 @@ async fn bodies_that_are_none() {
     };
     check(
         &post(&[JSON], "{").await,
-        expect!["400 MalformedBody: the body is not JSON: EOF while parsing an object at line 1 column 1"],
+        &expect!["400 MalformedBody: the body is not JSON: EOF while parsing an object at line 1 column 1"],
     );
     check(
         &post(&[JSON], "[\"minimal\", \"t3.micro\"]").await,
-        expect![
+        &expect![
             "422 InvalidParameterValue: the body is not what this request takes: invalid type: sequence, expected a map at line 1 column 0"
         ],
     );
     check(
         &post(&[JSON], r#"{"image": "minimal", "instance_type": "t3.nano", "root_volume": [8]}"#).await,
-        expect![
+        &expect![
             "422 InvalidParameterValue: the body is not what this request takes: invalid type: sequence, expected a map"
         ],
     );
     check(
         &post(&[JSON], r#"{"image": "minimal", "colour": "blue"}"#).await,
-        expect![
+        &expect![
             "422 InvalidParameterValue: the body is not what this request takes: unknown field `colour`, expected one of `image`, `instance_type`, `min_count`, `max_count`, `key_name`, `user_data`, `root_volume`, `disable_api_termination`, `disable_api_stop`, `instance_initiated_shutdown_behavior`, `credit_mode`, `private_ip_address`, `tags`, `volume_tags`"
         ],
     );
@@ -106,7 +106,7 @@ async fn bodies_that_are_none() {
     {
         check(
             &post(kind, "{}").await,
-            expect!["415 UnsupportedMediaType: the body is not declared to be JSON"],
+            &expect!["415 UnsupportedMediaType: the body is not declared to be JSON"],
         );
     }
 }
