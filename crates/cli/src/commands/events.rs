@@ -30,11 +30,14 @@ pub(crate) struct EventsArgs {
     /// Only to this instance: its id, the beginning of its id, or its Name tag
     #[arg(value_name = "ID", add = ArgValueCompleter::new(complete::instances))]
     instance: Option<String>,
+    /// Only the last so many of those that are remembered
+    #[arg(long, short = 'n', value_name = "N")]
+    last: Option<usize>,
     /// Go on with what happens from now on, until interrupted
     #[arg(long, short)]
     follow: bool,
     /// Show how long each step of the instance's last start took
-    #[arg(long, requires = "instance", conflicts_with = "follow")]
+    #[arg(long, requires = "instance", conflicts_with_all = ["follow", "last"])]
     timeline: bool,
     /// Print JSON; with --follow, one event a line
     #[arg(long)]
@@ -49,9 +52,12 @@ pub(crate) fn run(args: &EventsArgs, environment: &Environment) -> Done {
     if let (true, Some(id)) = (args.timeline, &id) {
         return timeline(&client, id, args, environment);
     }
-    let events = past(&client, id.as_deref())?;
+    let mut events = past(&client, id.as_deref())?;
+    let last = events.last().map(|event| event.sequence);
+    if let Some(count) = args.last {
+        events.drain(..events.len().saturating_sub(count));
+    }
     if args.follow {
-        let last = events.last().map(|event| event.sequence);
         events.iter().try_for_each(|event| print(event, args.json))?;
         return follow(&client, id.as_deref(), last, args.json);
     }

@@ -107,19 +107,20 @@ pub(crate) fn run(args: &Launch, environment: &Environment) -> Done {
     let token = args.token.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let call = Call::post(&["v1", "instances"]).once(&token).json(&request)?;
     let mut launched: Launched = client.insist(&call)?;
-    if args.wait {
-        wait(&client, &mut launched, args, environment)?;
-    }
-    if args.json {
-        return output::print_json(&launched);
-    }
-    match args.quiet {
-        true => output::print(ls::ids(&launched.instances)),
-        false => output::print(ls::table(&launched.instances, Screen::stdout(environment.plain))),
-    }
+    // Where they will not run, people still want to know which they are.
+    let waited = match args.wait {
+        true => wait(&client, &mut launched, args, environment),
+        false => Ok(()),
+    };
+    let printed = match (args.json, args.quiet) {
+        (true, _) => output::print_json(&launched),
+        (false, true) => output::print(ls::ids(&launched.instances)),
+        (false, false) => output::print(ls::table(&launched.instances, Screen::stdout(environment.plain))),
+    };
+    waited.and(printed)
 }
 
-/// The instances as they are when they run. Where they will not, people still want to know which they are.
+/// The instances as they are when they run.
 fn wait(
     client: &Client,
     launched: &mut Launched,
@@ -127,14 +128,7 @@ fn wait(
     environment: &Environment,
 ) -> Result<(), Error> {
     let ids: Vec<String> = launched.instances.iter().map(|instance| instance.instance_id.clone()).collect();
-    let waited = waiting::wait(client, &ids, Goal::Started, args.timeout, environment.plain);
-    match waited {
-        Ok(running) => launched.instances = running,
-        Err(error) => {
-            output::print(ls::ids(&launched.instances))?;
-            return Err(error);
-        }
-    }
+    launched.instances = waiting::wait(client, &ids, Goal::Started, args.timeout, environment.plain)?;
     Ok(())
 }
 

@@ -34,10 +34,13 @@ fn events() {
         2026-11-22T10:33:15.000Z  -                    swept             removed tap tap-1\nof nobody
     "#]],
     );
-    let output = host.command(&format!("events {} --json", id(1))).output().unwrap();
+    let last = host.command("events --last 1").output().unwrap().stdout;
+    assert!(String::from_utf8(last).unwrap().contains("swept"));
+    let output = host.command(&format!("events {} --last 5 --json", id(1))).output().unwrap();
     let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(listed["events"][0], event(7, 1, "pending", "running"));
     expect![[r#"
+        GET /v1/events?max_results=1000
         GET /v1/events?max_results=1000
         GET /v1/events?instance_id=i-10000000000000000&max_results=1000"#]]
     .assert_eq(&daemon.asked().join("\n"));

@@ -85,6 +85,21 @@ fn a_start_that_fails() {
 }
 
 #[test]
+fn a_launch_that_fails_still_says_what_was_launched() {
+    let host = Host::new("");
+    let daemon = host.daemon();
+    let launched = json!({ "reservation_id": "r-1", "instances": [instance(1, "", "pending")] });
+    daemon.on("POST /v1/instances", [Reply::Json(201, launched.clone())]);
+    daemon.on("GET /v1/events/stream", [Reply::Events]);
+    daemon.on_json("GET /v1/instances", list(&[("terminated", 1)]));
+    let output = host.command("launch debian-12 --wait --json").output().unwrap();
+    assert_eq!(output.status.code(), Some(47));
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(), launched);
+    let output = host.command("launch debian-12 --wait --quiet").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}\n", id(1)));
+}
+
+#[test]
 fn what_turns_round() {
     for (words, states) in [
         ("wait --for running", ["pending", "stopping"]),
