@@ -170,7 +170,8 @@ pub(crate) fn cgroups() -> Vec<PathBuf> {
 /// Taps, in all network namespaces.
 pub(crate) fn taps() -> Vec<String> {
     let names = run(Command::new("ip").args(["-json", "netns", "list"]));
-    let names: Vec<Value> = serde_json::from_str(if names.trim().is_empty() { "[]" } else { &names }).unwrap();
+    let names: Vec<Value> =
+        serde_json::from_str(if names.trim().is_empty() { "[]" } else { &names }).unwrap();
     let mut taps = Vec::new();
     for name in names {
         let name = name["name"].as_str().unwrap().to_owned();

@@ -13,7 +13,10 @@ use ec2vmm_model::{
     images::DiskFormat,
 };
 use ec2vmm_vmm_api::{Failure, exit::Exit};
-use tokio::{io::{AsyncRead, AsyncWrite}, sync::broadcast};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::broadcast,
+};
 
 /// What a cloud asks of the host that it runs on.
 #[async_trait]

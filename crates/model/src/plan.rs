@@ -34,7 +34,7 @@ pub struct Observed {
     pub interface: Presence,
     /// The instance's volumes, in the record's order.
     pub volumes: Vec<SeenVolume>,
-    /// The last press of the power button that is remembered.
+    /// The presses of the power button that are remembered.
     pub button: Option<ButtonPress>,
     /// The last failure on the way to a running machine that is remembered.
     pub failed_start: Option<FailedStart>,
@@ -82,13 +82,15 @@ pub struct SeenVolume {
     pub delete_on_termination: bool,
 }
 
-/// A press of the power button.
+/// Presses of the power button.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ButtonPress {
     /// The machine whose button it was.
     pub generation: u64,
-    /// When.
+    /// When the first was.
     pub at: Time,
+    /// When the last was.
+    pub last: Time,
 }
 
 /// Failures on the way to a running machine: of the start itself, or of a step before.
@@ -233,7 +235,14 @@ fn end(instance: &Instance, seen: &Observed, generation: u64) -> Step {
         return Step::PressPowerButton;
     };
     let until = press.at.plus_ms(seen.grace_ms);
-    if seen.now < until { Step::WaitUntil(until) } else { Step::KillMachine }
+    let again = press.last.plus_ms(PRESS_AGAIN_MS);
+    if seen.now >= until {
+        Step::KillMachine
+    } else if seen.now >= again {
+        Step::PressPowerButton
+    } else {
+        Step::WaitUntil(until.min(again))
+    }
 }
 
 /// Takes a machine and its interface off the host.
@@ -269,6 +278,8 @@ pub fn backoff_ms(failures: u32) -> u64 {
 pub const STARTS_MAX: u32 = 4;
 /// How long terminated instances are shown: EC2 says about an hour.
 pub const TERMINATED_SHOWN_MS: u64 = 60 * 60 * 1000;
+/// A guest that is still booting does not hear its button: it is pressed again after this time.
+pub const PRESS_AGAIN_MS: u64 = 5_000;
 const BACKOFF_MS: u64 = 500;
 const BACKOFF_MS_MAX: u64 = 60_000;
 const BACKOFF_DOUBLINGS_MAX: u32 = 7;

@@ -20,10 +20,18 @@ pub(crate) struct Seen {
     pub(crate) unclear: bool,
     pub(crate) interface: Presence,
     pub(crate) volumes: HashMap<VolumeId, Presence>,
-    button: Option<(u64, Instant)>,
+    button: Option<Pressed>,
     start: Option<Start>,
     failed_start: Option<(u64, u32, Instant, StartFailure)>,
     failed: Option<Failed>,
+}
+
+/// Presses of a machine's power button.
+#[derive(Clone, Copy, Debug)]
+struct Pressed {
+    generation: u64,
+    first: Instant,
+    last: Instant,
 }
 
 /// A start that is under way.
@@ -80,7 +88,11 @@ impl Seen {
             network: if network_is_there { Presence::Present } else { Presence::Unknown },
             interface: self.interface,
             volumes: volumes.iter().map(|(volume, goes)| self.seen_volume(volume, *goes)).collect(),
-            button: self.button.map(|(generation, at)| ButtonPress { generation, at: ago(at) }),
+            button: self.button.map(|Pressed { generation, first, last }| ButtonPress {
+                generation,
+                at: ago(first),
+                last: ago(last),
+            }),
             failed_start: self.failed_start.as_ref().map(|(generation, count, at, failure)| FailedStart {
                 generation: *generation,
                 count: *count,
@@ -143,7 +155,10 @@ impl Seen {
 
     pub(crate) fn pressed(&mut self) {
         if let Machine::Running { generation } = self.machine {
-            self.button = Some((generation, Instant::now()));
+            let last = Instant::now();
+            let before = self.button.filter(|pressed| pressed.generation == generation);
+            self.button =
+                Some(Pressed { generation, first: before.map_or(last, |pressed| pressed.first), last });
         }
     }
 
