@@ -124,6 +124,12 @@ impl Daemon {
         processes.lines().next().map(|pid| pid.parse().unwrap())
     }
 
+    /// A limit of an instance's cgroup.
+    pub(crate) fn limit(&self, instance: &str, file: &str) -> String {
+        let found = cgroups().into_iter().find(|path| path.ends_with(instance)).unwrap();
+        fs::read_to_string(found.join(file)).unwrap().trim().to_owned()
+    }
+
     /// Ends it by SIGTERM; everything of it must be gone by then, apart from its state.
     pub(crate) fn end(mut self) {
         run(Command::new("kill").arg(self.process.id().to_string()));

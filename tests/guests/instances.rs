@@ -25,6 +25,9 @@ fn a_life() {
     assert!(daemon.cli(&["console", &id]).contains("minimal ready"));
     let process = daemon.machine_process(&id);
     assert!(process.is_some());
+    for limit in ["memory.max", "pids.max"] {
+        assert_ne!(daemon.limit(&id, limit), "max", "{limit} of a t3.micro");
+    }
 
     survives_the_daemon(&mut daemon, &id, &key);
     assert_eq!(daemon.machine_process(&id), process);
@@ -61,8 +64,10 @@ fn a_life() {
     assert_eq!(daemon.instance(&id)["state_reason"]["code"], "Server.InternalError");
 
     let cost = daemon.json(&["cost"]);
-    assert_eq!(cost["instances"][0]["starts"], 3, "{cost}");
-    assert!(cost["total_usd"].as_f64().unwrap() > 0.0, "{cost}");
+    assert_eq!(cost["instances"][0]["cost"]["starts"], 3, "{cost}");
+    let least = 60.0 / 3600.0 * (0.0104 + 2.0 * 0.0208);
+    let total: f64 = cost["total"]["total_usd"].as_str().unwrap().parse().unwrap();
+    assert!(total >= least, "a minute of a t3.micro and two of a t3.small: {cost}");
     daemon.cli(&["terminate", &id, "--wait"]);
     daemon.end();
 }
