@@ -9,7 +9,7 @@ use ec2vmm_model::{
 use ec2vmm_vmm_api::{Failure, FailureKind, exit::Exit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    task::AbortHandle,
+    task::{AbortHandle, JoinSet},
     time::Instant,
 };
 
@@ -24,6 +24,8 @@ pub(super) struct Machine {
     guest: Guest,
     load: Load,
     powering_off: Option<AbortHandle>,
+    /// Lines to its console: they end when it does.
+    lines: JoinSet<()>,
 }
 
 /// How a guest behaves.
@@ -168,6 +170,7 @@ impl Simulated {
             guest: Guest { power_off_takes: Some(self.shared.settings.power_off_takes) },
             load: Load { wanted_millicpus: 0, throttle: plan.throttle, since: Instant::now(), used_us: 0 },
             powering_off: None,
+            lines: JoinSet::new(),
         };
         state.in_use.extend(machine.uses().map(|used| (used.to_owned(), plan.instance.clone())));
         state.machines.insert(plan.instance.clone(), machine);
@@ -226,16 +229,18 @@ impl Simulated {
     }
 
     pub(super) fn open_console(&self, instance: &InstanceId) -> Result<Box<dyn Stream>, Error> {
-        running(&mut self.state(), instance)?;
+        let mut state = self.state();
+        let lines = &mut running(&mut state, instance)?.lines;
+        while lines.try_join_next().is_some() {}
         let (near, mut far) = tokio::io::duplex(4096);
         let (host, instance) = (self.clone(), instance.clone());
-        tokio::spawn(async move {
+        lines.spawn(async move {
             let mut typed = [0; 1024];
             while let Ok(len @ 1..) = far.read(&mut typed).await {
                 // The guest does nothing but echo.
                 let echo = typed.get(..len).unwrap_or_default();
                 host.print(&instance, echo);
-                if host.plan_of(&instance).is_none() || far.write_all(echo).await.is_err() {
+                if far.write_all(echo).await.is_err() {
                     return;
                 }
             }
@@ -252,6 +257,7 @@ impl Simulated {
                 return;
             }
             machine.ended = Some(ending.clone());
+            machine.lines.abort_all();
             let generation = machine.plan.generation;
             let used: Vec<String> = machine.uses().map(str::to_owned).collect();
             used.iter().for_each(|used| drop(state.in_use.remove(used)));
