@@ -7,7 +7,7 @@ use ec2vmm_model::{
     ids::{ImageId, InstanceId, KeyPairId, VolumeId},
     images::Image,
     key_pairs::KeyPair,
-    tags::Tags,
+    tags::{self, Tags},
     volumes::Volume,
 };
 use ec2vmm_store::{Expect, Record, Transaction};
@@ -27,21 +27,14 @@ impl Cloud {
     pub async fn create_tags(&self, resources: &[String], tags: &Tags) -> Result<(), Error> {
         check(tags)?;
         let added = tags.clone();
-        self.change_tags(resources, move |tags| {
-            tags.0.extend(added.0.clone());
-            match tags.0.len() > TAGS_MAX {
-                true => Err(Error::TagLimit(TAGS_MAX)),
-                false => Ok(()),
-            }
-        })
-        .await
+        self.change_tags(resources, move |tags| tags.add(added.0.clone()).map_err(refused)).await
     }
 
     /// `DeleteTags`: by key, and by value where one is given; no keys at all: every tag. A tag that is not
     /// there is no error.
     ///
     /// # Errors
-    /// Resources that are not there.
+    /// Resources that are not there, tags of AWS's own.
     pub async fn delete_tags(
         &self,
         resources: &[String],
@@ -49,13 +42,12 @@ impl Cloud {
     ) -> Result<(), Error> {
         let gone = tags.to_vec();
         self.change_tags(resources, move |tags| {
-            let goes = |key: &str, value: &str| {
-                let named = |(name, only): &(String, Option<String>)| {
-                    name == key && only.as_ref().is_none_or(|only| only == value)
-                };
-                gone.is_empty() || gone.iter().any(named)
-            };
-            tags.0.retain(|key, value| !goes(key, value));
+            if gone.is_empty() {
+                tags.clear();
+            }
+            for (key, value) in &gone {
+                tags.remove(key, value.as_deref()).map_err(refused)?;
+            }
             Ok(())
         })
         .await
@@ -92,22 +84,26 @@ impl Cloud {
 
 /// Tags that can be given.
 pub(crate) fn check(tags: &Tags) -> Result<(), Error> {
-    let invalid = |message: String| Err(Error::InvalidValue { message, hint: None });
-    if tags.0.len() > TAGS_MAX {
-        return Err(Error::TagLimit(TAGS_MAX));
-    }
-    for (key, value) in &tags.0 {
-        if key.is_empty() || key.chars().count() > KEY_CHARS_MAX {
-            return invalid(format!("Tag keys must have 1 to {KEY_CHARS_MAX} characters."));
+    Tags::default().add(tags.0.clone()).map_err(refused)
+}
+
+/// In EC2's words.
+fn refused(error: tags::Error) -> Error {
+    let message = match error {
+        tags::Error::TooMany { .. } => return Error::TagLimit(tags::TAGS_MAX),
+        tags::Error::KeyLength { .. } => {
+            format!("Tag keys must have 1 to {} characters.", tags::KEY_CHARS_MAX)
         }
-        if value.chars().count() > VALUE_CHARS_MAX {
-            return invalid(format!("Tag values must have at most {VALUE_CHARS_MAX} characters."));
+        tags::Error::ValueLength { .. } => {
+            format!("Tag values must have at most {} characters.", tags::VALUE_CHARS_MAX)
         }
-        if key.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("aws:")) {
-            return invalid("Tag keys starting with 'aws:' are reserved for internal use".to_owned());
+        tags::Error::Character { key } => format!("Tag '{key}' holds a control character."),
+        tags::Error::Reserved { .. } => {
+            "Tag keys starting with 'aws:' are reserved for internal use".to_owned()
         }
-    }
-    Ok(())
+        tags::Error::Duplicate { key } => format!("Duplicate tag key '{key}' specified."),
+    };
+    Error::InvalidValue { message, hint: None }
 }
 
 /// Changes one resource's tags. Gives its id where it is an instance.
@@ -154,9 +150,5 @@ fn update<R: Record>(
     Ok(transaction.put(record, Expect::Version(stored.version))?)
 }
 
-/// EC2's limits.
-const TAGS_MAX: usize = 50;
-const KEY_CHARS_MAX: usize = 128;
-const VALUE_CHARS_MAX: usize = 256;
 /// Resources that one request can name.
 const RESOURCES_MAX: usize = 1_000;

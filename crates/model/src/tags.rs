@@ -119,6 +119,11 @@ impl Tags {
         Ok(meant && self.0.remove(key).is_some())
     }
 
+    /// Removes every tag but AWS's own.
+    pub fn clear(&mut self) {
+        self.0.retain(|key, _| is_reserved(key));
+    }
+
     /// The value of a tag.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
@@ -229,6 +234,8 @@ mod tests {
         assert_eq!(full.remove("0", None), Ok(false));
         full.remove("aws:x", None).unwrap_err();
         full.add([tag("new", "")]).unwrap();
+        full.clear();
+        assert_eq!(full.0.into_keys().collect::<Vec<_>>(), ["aws:x"]);
     }
 
     fn check(given: impl IntoIterator<Item = (String, String)>, expect: &Expect) {

@@ -134,6 +134,9 @@ async fn tags_come_and_go_on_all_or_none() {
         world.cloud.create_tags(&ids(&["lake-1"]), &tags(&[("c", "3")])).await,
         world.cloud.create_tags(&ids(&[&id]), &tags(&[("AWS:x", "3")])).await,
         world.cloud.create_tags(&ids(&[&id]), &tags(&[("", "3")])).await,
+        world.cloud.create_tags(&ids(&[&id]), &tags(&[("c", "\u{1b}[2J")])).await,
+        world.cloud.create_tags(&ids(&[&id]), &tags(&[("c", &"x".repeat(257))])).await,
+        world.cloud.delete_tags(&ids(&[&id]), &[("aws:x".to_owned(), None)]).await,
         world.cloud.create_tags(&[], &tags(&[("c", "3")])).await,
     ] {
         text += &told(result);
@@ -147,6 +150,9 @@ async fn tags_come_and_go_on_all_or_none() {
         InvalidID: The ID 'lake-1' is not valid
         InvalidParameterValue: Tag keys starting with 'aws:' are reserved for internal use
         InvalidParameterValue: Tag keys must have 1 to 128 characters.
+        InvalidParameterValue: Tag 'c' holds a control character.
+        InvalidParameterValue: Tag values must have at most 256 characters.
+        InvalidParameterValue: Tag keys starting with 'aws:' are reserved for internal use
         MissingParameter: The request must contain the parameter resourceIdSet
         TagLimitExceeded: Tag limit exceeded: a resource can have at most 50 tags."#]]
     .assert_eq(&text);
@@ -238,6 +244,8 @@ async fn a_console_is_a_line_to_a_machine_that_runs() {
     assert_eq!(&echo, b"hello");
     world.cloud.stop_instances(&ids(&[&id]), true).await.unwrap();
     world.settle().await;
+    // Who follows it learns that it is over.
+    assert_eq!(line.read(&mut echo).await.unwrap(), 0);
     assert!(world.cloud.console_output(&id).await.unwrap().bytes.ends_with(b"hello"));
     assert_eq!(
         told(world.cloud.console_stream(&id).await.map(drop)),
