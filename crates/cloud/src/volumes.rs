@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ec2vmm_model::{
     ids::VolumeId,
-    volumes::{Attachment, Volume, VolumeKind},
+    volumes::{Attachment, Volume},
 };
 use ec2vmm_store::{Expect, Transaction};
 use tracing::warn;
@@ -87,26 +87,13 @@ impl Cloud {
     }
 }
 
-/// EC2's name of a kind.
-fn name_of(kind: VolumeKind) -> &'static str {
-    match kind {
-        VolumeKind::Gp3 => "gp3",
-        VolumeKind::Gp2 => "gp2",
-        VolumeKind::Io1 => "io1",
-        VolumeKind::Io2 => "io2",
-        VolumeKind::St1 => "st1",
-        VolumeKind::Sc1 => "sc1",
-        VolumeKind::Standard => "standard",
-    }
-}
-
 fn attached<T: ToString>(volume: &Volume, what: impl Fn(&Attachment) -> T) -> Vec<String> {
     volume.attachment.iter().map(|attachment| what(attachment).to_string()).collect()
 }
 
 const FIELDS: Fields<Volume> = &[
     ("volume-id", |it| vec![it.id.to_string()]),
-    ("volume-type", |it| vec![name_of(it.kind).to_owned()]),
+    ("volume-type", |it| vec![it.kind.name().to_owned()]),
     ("size", |it| vec![it.size_gib.to_string()]),
     ("status", |it| vec![if it.attachment.is_some() { "in-use" } else { "available" }.to_owned()]),
     ("create-time", |it| vec![it.created.to_string()]),

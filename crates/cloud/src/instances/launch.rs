@@ -20,7 +20,7 @@ use ec2vmm_model::{
 use ec2vmm_store::{Expect, Stored, Transaction};
 use sha2::{Digest, Sha256};
 
-use super::{Described, LAUNCH_COUNT_MAX, Launch, ROOT_GIB_MAX, ROOT_GIB_MIN, Reservation};
+use super::{Described, LAUNCH_COUNT_MAX, Launch, Reservation};
 use crate::{
     Cloud, Error,
     addresses::Lease,
@@ -354,22 +354,27 @@ pub(super) fn check_credits(instance_type: &str) -> Result<(), Error> {
 }
 
 fn root_size(launch: &Launch, image: &Image) -> Result<u32, Error> {
-    let needed = u32::try_from(image.size_bytes.div_ceil(1 << 30)).unwrap_or(u32::MAX).max(ROOT_GIB_MIN);
-    match launch.root.size_gib {
-        None => Ok(needed),
-        Some(wanted) if wanted < needed => Err(Error::InvalidValue {
-            message: format!(
-                "Volume of size {wanted}GB is smaller than image '{}', expect size >= {needed}GB",
-                image.id
-            ),
-            hint: None,
-        }),
-        Some(wanted) if wanted > ROOT_GIB_MAX => Err(Error::InvalidValue {
-            message: format!("Volume of {wanted}GiB is too large; maximum is {ROOT_GIB_MAX}GiB."),
-            hint: None,
-        }),
-        Some(wanted) => Ok(wanted),
+    let invalid = |message: String| Err(Error::InvalidValue { message, hint: None });
+    let kind = launch.root.kind;
+    if !kind.can_be_root() {
+        return invalid(format!("The volume type '{}' cannot be used for a root volume.", kind.name()));
     }
+    let (least, most) = (*kind.sizes_gib().start(), *kind.sizes_gib().end());
+    let needed = u32::try_from(image.size_bytes.div_ceil(1 << 30)).unwrap_or(u32::MAX);
+    let size = launch.root.size_gib.unwrap_or(needed.max(least));
+    if size < needed {
+        return invalid(format!(
+            "Volume of size {size}GB is smaller than image '{}', expect size >= {needed}GB",
+            image.id
+        ));
+    }
+    if size < least {
+        return invalid(format!("Volume of {size}GiB is too small; minimum is {least}GiB."));
+    }
+    if size > most {
+        return invalid(format!("Volume of {size}GiB is too large; maximum is {most}GiB."));
+    }
+    Ok(size)
 }
 
 fn same(used: &Stored<LaunchToken>, digest: &str) -> Result<Arc<LaunchToken>, Error> {

@@ -60,7 +60,7 @@ pub struct Launch {
 /// What is said of a root volume.
 #[derive(Clone, Debug)]
 pub struct RootVolume {
-    /// Size, GiB. Nothing: the image's, at least [`ROOT_GIB_MIN`].
+    /// Size, GiB. Nothing: the image's, or the least that there is of the kind.
     pub size_gib: Option<u32>,
     /// Kind.
     pub kind: VolumeKind,
@@ -132,12 +132,6 @@ pub const USER_DATA_BYTES_MAX: usize = 16 * 1024;
 
 /// Most instances that one request can ask for.
 pub const LAUNCH_COUNT_MAX: u32 = 1_000;
-
-/// A root volume is at least this large, GiB.
-pub const ROOT_GIB_MIN: u32 = 1;
-
-/// A root volume is at most this large, GiB: gp3's limit.
-pub const ROOT_GIB_MAX: u32 = 16_384;
 
 impl Default for RootVolume {
     fn default() -> Self {

@@ -6,7 +6,7 @@ use ec2vmm_cloud::{
     key_pairs::{CreateKeyPair, DescribeKeyPairs, ImportKeyPair, PrivateFormat},
 };
 use ec2vmm_host::{host::Capacity, simulated::Settings};
-use ec2vmm_model::{instances::CreditMode, key_pairs::KeyKind, lifecycle::State};
+use ec2vmm_model::{instances::CreditMode, key_pairs::KeyKind, lifecycle::State, volumes::VolumeKind};
 use expect_test::expect;
 
 use crate::world::{World, all, ids, image, only, tags, told};
@@ -149,6 +149,7 @@ async fn what_is_refused_changes_nothing() {
     let world = World::new().await;
     let one = || world.one();
     let root = |size_gib| RootVolume { size_gib: Some(size_gib), ..RootVolume::default() };
+    let of_kind = |kind, size_gib| RootVolume { kind, ..root(size_gib) };
     let launches = [
         Launch { image: "bogus".to_owned(), ..one() },
         Launch { image: "ami-00000000000000000".to_owned(), ..one() },
@@ -167,7 +168,10 @@ async fn what_is_refused_changes_nothing() {
         Launch { tags: tags(&[("aws:mine", "")]), ..one() },
         Launch { credit_mode: Some(CreditMode::Standard), instance_type: "m5.large".to_owned(), ..one() },
         Launch { root: root(1), ..one() },
-        Launch { root: root(20_000), ..one() },
+        Launch { root: root(65_537), ..one() },
+        Launch { root: of_kind(VolumeKind::Gp2, 20_000), ..one() },
+        Launch { root: of_kind(VolumeKind::Io1, 3), ..one() },
+        Launch { root: of_kind(VolumeKind::St1, 500), ..one() },
     ];
     let mut text = String::new();
     for launch in launches {
@@ -193,7 +197,10 @@ async fn what_is_refused_changes_nothing() {
         InvalidParameterValue: Tag keys starting with 'aws:' are reserved for internal use
         InvalidParameterCombination: The CreditSpecification parameter is not supported with the instance type m5.large.
         InvalidParameterValue: Volume of size 1GB is smaller than image 'IMAGE', expect size >= 2GB
+        InvalidParameterValue: Volume of 65537GiB is too large; maximum is 65536GiB.
         InvalidParameterValue: Volume of 20000GiB is too large; maximum is 16384GiB.
+        InvalidParameterValue: Volume of 3GiB is too small; minimum is 4GiB.
+        InvalidParameterValue: The volume type 'st1' cannot be used for a root volume.
     "#]].assert_eq(&text.replace(&world.image, "IMAGE"));
     assert!(world.cloud.describe_instances(&all()).await.unwrap().items.is_empty());
     world.check();
