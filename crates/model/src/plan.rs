@@ -226,7 +226,9 @@ fn connect(seen: &Observed) -> Option<Step> {
 
 /// Ends a machine that runs: asks the guest, waits, kills.
 fn end(instance: &Instance, seen: &Observed, generation: u64) -> Step {
-    if instance.forced || seen.grace_ms == 0 {
+    // What goes before it was ever seen to run has nothing to save.
+    let never_ran = instance.state == State::ShuttingDown && instance.first_launch;
+    if instance.forced || never_ran || seen.grace_ms == 0 {
         return Step::KillMachine;
     }
     // A press in the future was before a clock went back: nobody knows how long ago.

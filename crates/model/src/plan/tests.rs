@@ -378,6 +378,30 @@ fn an_undisturbed_life() {
 }
 
 #[test]
+fn what_never_ran_goes_at_once() {
+    let mut world = World::new(GuestShutdown::Stop, AfterLoss::Stop, false);
+    world.heeds_button = false;
+    while !world.runs() {
+        world.step().unwrap();
+    }
+    let terminate = |world: &mut World| {
+        let now = world.now;
+        world.instance.as_mut().unwrap().ask(Request::Terminate, now).unwrap();
+        story(world)
+    };
+    let gone =
+        |from: &str| format!("{from}RemoveInterface, DeleteVolume, Record(Cleared), Wait 3600 s, Forget");
+    assert_eq!(terminate(&mut world), gone("KillMachine, RemoveMachine, "));
+
+    let mut stopped = World::new(GuestShutdown::Stop, AfterLoss::Stop, false);
+    story(&mut stopped);
+    let now = stopped.now;
+    stopped.instance.as_mut().unwrap().ask(Request::Stop, now).unwrap();
+    story(&mut stopped);
+    assert_eq!(terminate(&mut stopped), gone("").replace("RemoveInterface, ", ""));
+}
+
+#[test]
 fn starts_that_fail() {
     let failing = |fault| {
         let mut world = World::new(GuestShutdown::Stop, AfterLoss::Stop, false);
