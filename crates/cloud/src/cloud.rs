@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, warn};
 
 use crate::{
-    Clock, Config, Error, admission::Admission, adopt, credits, events::Log, network, news,
+    Clock, Config, Error, admission::Admission, adopt, alive, credits, events::Log, network, news,
     reconcile::Reconcilers, sweep, tasks::Tasks, types,
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     pub(crate) admission: Admission,
     pub(crate) reconcilers: Reconcilers,
     pub(crate) log: Log,
+    /// When an earlier daemon last knew machines to run.
+    pub(crate) last_alive: Option<Time>,
     pub(crate) counts: Counts,
     pub(crate) tasks: Tasks,
     /// Says that the cloud is shut down.
@@ -55,8 +57,9 @@ impl Cloud {
         config.check()?;
         let (opened, now) = (store.clone(), clock.now());
         let (base, prefix) = (config.network_base, config.network_prefix);
-        let begin = move || Ok((network::ensure(&opened, base, prefix)?, Log::open(&opened)?));
-        let (network, log) = blocking(begin).await?;
+        let begin =
+            move || Ok((network::ensure(&opened, base, prefix)?, Log::open(&opened)?, alive::last(&opened)?));
+        let (network, log, last_alive) = blocking(begin).await?;
         let admission =
             Admission::new(host.capacity(), config.cpu_overcommit, config.memory_overcommit, &network);
         let inner = Arc::new(Inner {
@@ -68,6 +71,7 @@ impl Cloud {
             admission,
             reconcilers: Reconcilers::default(),
             log,
+            last_alive,
             counts: Counts::default(),
             tasks: Tasks::new(),
             over: watch::Sender::new(false),
@@ -78,6 +82,7 @@ impl Cloud {
         inner.tasks.spawn(news::follow(Arc::clone(&inner), told));
         inner.tasks.spawn(credits::keep(Arc::clone(&inner)));
         inner.tasks.spawn(sweep::keep(Arc::clone(&inner)));
+        inner.tasks.spawn(alive::keep(Arc::clone(&inner)));
         Ok(Self { inner })
     }
 

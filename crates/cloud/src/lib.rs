@@ -7,6 +7,7 @@
 mod addresses;
 mod admission;
 mod adopt;
+mod alive;
 pub mod clock;
 mod cloud;
 pub mod config;

@@ -20,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) unclear: bool,
     pub(crate) interface: Presence,
     pub(crate) volumes: HashMap<VolumeId, Presence>,
+    /// A machine was seen to run since the cloud took over.
+    pub(crate) ran: bool,
     button: Option<Pressed>,
     start: Option<Start>,
     failed_start: Option<(u64, u32, Instant, StartFailure)>,
@@ -58,6 +60,7 @@ impl Default for Seen {
             unclear: false,
             interface: Presence::Absent,
             volumes: HashMap::new(),
+            ran: false,
             button: None,
             start: None,
             failed_start: None,
@@ -69,7 +72,8 @@ impl Default for Seen {
 impl Seen {
     /// What a cloud found when it took over.
     pub(crate) fn found(machine: Machine, interface: Presence, volumes: HashMap<VolumeId, Presence>) -> Self {
-        Self { machine, interface, volumes, ..Self::default() }
+        let ran = matches!(machine, Machine::Running { .. });
+        Self { machine, interface, volumes, ran, ..Self::default() }
     }
 
     pub(crate) fn observed(
@@ -127,6 +131,7 @@ impl Seen {
 
     /// A machine of that generation was started. It may have ended since.
     pub(crate) fn started(&mut self, generation: u64) {
+        self.ran = true;
         let has_ended =
             matches!(&self.machine, Machine::Ended { generation: ended, .. } if *ended == generation);
         if !has_ended {

@@ -9,7 +9,7 @@ use ec2vmm_model::{
     credits::Account,
     ids::{InstanceId, VolumeId},
     ledger::Entry as LedgerEntry,
-    lifecycle::{AfterLoss, Fault, News, StartFailure, State},
+    lifecycle::{AfterLoss, End, Fault, News, StartFailure, State},
     plan::{Machine, Presence, Step},
     volumes::Volume,
 };
@@ -114,8 +114,7 @@ impl Inner {
     /// Ends whatever a start that failed has left.
     pub(super) async fn clear_up(self: &Arc<Self>, stored: &Stored<Instance>) -> Result<(), Error> {
         self.host.kill_machine(&stored.id).await?;
-        let machine =
-            Machine::Ended { generation: stored.generation, end: ec2vmm_model::lifecycle::End::Killed };
+        let machine = Machine::Ended { generation: stored.generation, end: End::Killed };
         self.reconcilers.with(&stored.id, |entry| {
             entry.seen.unclear = false;
             entry.seen.machine = machine;
@@ -205,6 +204,7 @@ impl Inner {
         let (id, version, inner) = (stored.id.clone(), stored.version, Arc::clone(self));
         let steps = self.reconcilers.with(&id, |entry| entry.seen.timeline(stored.generation));
         let steps = steps.unwrap_or_default();
+        let lost = self.lost_at(&id, &news);
         let body = move |transaction: &mut Transaction<'_>| {
             let now = inner.now();
             let Some(before) = transaction.get::<Instance>(id.as_str())? else { return Ok(None) };
@@ -234,7 +234,8 @@ impl Inner {
                 now,
                 ended.into_iter().chain(record::state_event(&before, &after)),
             )?;
-            Ok(Some(record::write(transaction, &before, after, now)?))
+            let until = lost.map_or(now, |lost| lost.min(now));
+            Ok(Some(record::write(transaction, &before, after, until)?))
         };
         let after =
             self.commit(body, |inner, after| after.iter().for_each(|after| inner.follow(after))).await?;
@@ -242,6 +243,12 @@ impl Inner {
             info!(state = %after.state, "recorded");
         }
         Ok(())
+    }
+
+    /// When a machine was last known to run that went down with the host, while nobody looked.
+    fn lost_at(&self, id: &InstanceId, news: &News) -> Option<Time> {
+        let ran_since = self.reconcilers.with(id, |entry| entry.seen.ran).unwrap_or(false);
+        self.last_alive.filter(|_| *news == News::Ended(End::Vanished) && !ran_since)
     }
 
     /// The volume's file is gone.
@@ -345,7 +352,6 @@ fn detach(transaction: &mut Transaction<'_>, instance: &Instance, now: Time) -> 
 }
 
 fn in_words(news: &News) -> String {
-    use ec2vmm_model::lifecycle::End;
     match news {
         News::Ended(End::PoweredOff) => "it was powered off".to_owned(),
         News::Ended(End::Failed { detail }) => detail.chars().take(EVENT_CHARS_MAX).collect(),

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use ec2vmm_cloud::instances::{Change, Launch};
+use ec2vmm_cloud::{
+    Config,
+    instances::{Change, Launch},
+};
+use ec2vmm_host::simulated::Settings;
 use ec2vmm_model::{
     cost::Period, credits::Throttle, instances::CreditMode, ledger::Charge, lifecycle::State,
 };
@@ -91,4 +95,25 @@ async fn compute_costs_while_it_runs_and_storage_while_it_is_there() {
     assert_eq!(world.cloud.cost(from, None).await.unwrap().total, Default::default());
     let backwards = world.cloud.cost(from, Some(ec2vmm_model::Time::from_unix_ms(0))).await;
     assert!(told(backwards).starts_with("InvalidParameterValue"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_host_took_down_costs_nothing_while_it_is_down() {
+    for restart_on_boot in [false, true] {
+        let config = Config { restart_on_boot, ..Config::default() };
+        let mut world = World::with(config, Settings::default()).await;
+        let id = world.running().await;
+        tokio::time::sleep(HOUR).await;
+        world.cloud.shut_down().await;
+        world.host.reboot();
+        tokio::time::sleep(24 * HOUR).await;
+        world.restart().await;
+        world.settle().await;
+        world.check();
+        let runs: Vec<_> =
+            world.entries().into_iter().filter(|it| matches!(it.charge, Charge::Compute { .. })).collect();
+        assert_eq!(runs.len(), 1 + usize::from(restart_on_boot), "{id}: {runs:?}");
+        let seconds = runs[0].to.unwrap().ms_since(runs[0].from) / 1_000;
+        assert!((3_580..=3_600).contains(&seconds), "{seconds}");
+    }
 }
