@@ -1,6 +1,9 @@
 //! Images: disks that are looked at and built upon, and never written to.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+};
 
 use ec2vmm_image::boot::Architecture;
 use ec2vmm_model::{Arch, images::DiskFormat};
@@ -16,11 +19,13 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Images {
     folder: PathBuf,
+    /// Where nobody's images are: the pool's folder of volumes.
+    volumes: PathBuf,
 }
 
 impl Images {
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    pub(super) fn new(folder: PathBuf, volumes: PathBuf) -> Self {
+        Self { folder, volumes }
     }
 
     /// Where an image is.
@@ -44,7 +49,42 @@ impl Images {
     /// The image as a disk, locked against writers.
     pub(super) fn open(&self, image: &ImageFile) -> Result<ec2vmm_image::Disk, Error> {
         let path = self.path(image)?;
-        disks::open_to_inspect(&path, Some(spell(image.format))).map_err(|error| explain(&error))
+        let disk =
+            disks::open_to_inspect(&path, Some(spell(image.format))).map_err(|error| explain(&error))?;
+        self.check_alone(image, &path)?;
+        Ok(disk)
+    }
+
+    /// An image is one file, and somebody's own: guests shall not read what else there is on the host, be it
+    /// that a stranger's qcow2 file names it as what lies beneath.
+    fn check_alone(&self, image: &ImageFile, path: &Path) -> Result<(), Error> {
+        let refused = |what: String, hint: &str| Error::Image {
+            message: format!("{}: {what}", image.file.display()),
+            hint: Some(hint.into()),
+        };
+        let unreadable = |error: std::io::Error| refused(error.to_string(), "check the file");
+        let real = fs::canonicalize(path).map_err(unreadable)?;
+        if !fs::metadata(&real).map_err(unreadable)?.is_file() {
+            let what = "an image is a regular file".to_owned();
+            return Err(refused(what, "copy the disk to a file with `qemu-img convert`"));
+        }
+        if fs::canonicalize(&self.volumes).is_ok_and(|volumes| real.starts_with(volumes)) {
+            let what = "it is a volume's file, which changes".to_owned();
+            return Err(refused(what, "stop the instance, and copy the file with `qemu-img convert`"));
+        }
+        let format = match image.format {
+            DiskFormat::Raw => ec2vmm_image::Format::Raw,
+            DiskFormat::Qcow2 => ec2vmm_image::Format::Qcow2,
+        };
+        let chain = ec2vmm_image::open_chain(path, Some(format), false)
+            .map_err(|error| refused(super::error::with_causes(&error), "check the file"))?;
+        match chain.get(1) {
+            None => Ok(()),
+            Some((beneath, _)) => Err(refused(
+                format!("it is only a layer over another file, {}", beneath.display()),
+                "make one file of the two with `qemu-img convert -O qcow2`",
+            )),
+        }
     }
 
     /// Looks at an image.
@@ -85,7 +125,7 @@ mod tests {
     #[test]
     fn what_is_no_image() {
         let folder = tempfile::tempdir().unwrap();
-        let images = Images::new(folder.path().to_owned());
+        let images = Images::new(folder.path().to_owned(), folder.path().join("volumes"));
         std::fs::write(folder.path().join("zeros"), vec![0; 1 << 20]).unwrap();
         for file in ["", "../zeros", "./zeros", "none", "zeros"] {
             let image = ImageFile { file: file.into(), format: DiskFormat::Raw };
@@ -94,5 +134,33 @@ mod tests {
         }
         let pool = ImageFile { file: "zeros".into(), format: DiskFormat::Raw };
         assert_eq!(images.path(&pool).unwrap(), folder.path().join("zeros"));
+    }
+    #[test]
+    fn an_image_leads_to_no_other_file() {
+        let pool = tempfile::tempdir().unwrap();
+        let (folder, volumes) = (pool.path().join("images"), pool.path().join("volumes"));
+        let images = Images::new(folder.clone(), volumes.clone());
+        for folder in [&folder, &volumes] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let secret = pool.path().join("secret");
+        std::fs::write(&secret, vec![1; 1 << 20]).unwrap();
+        std::fs::copy(&secret, volumes.join("vol")).unwrap();
+        std::os::unix::fs::symlink(volumes.join("vol"), folder.join("link")).unwrap();
+        let layer = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(folder.join("layer.qcow2"))
+            .unwrap();
+        let beneath = secret.to_str().unwrap();
+        ec2vmm_image::create_overlay_over(layer, 1 << 20, beneath, ec2vmm_image::Format::Raw).unwrap();
+        let told = |file: &str, format| match images.open(&ImageFile { file: file.into(), format }) {
+            Err(Error::Image { message, .. }) => message,
+            other => panic!("{file}: {:?}", other.map(drop)),
+        };
+        assert!(told("layer.qcow2", DiskFormat::Qcow2).contains("a layer over another file"));
+        assert!(told("link", DiskFormat::Raw).contains("a volume's file"));
+        images.open(&ImageFile { file: secret, format: DiskFormat::Raw }).map(drop).unwrap();
     }
 }

@@ -126,8 +126,9 @@ impl Linux {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
                 made.map_err(system(format!("making the folder {}", path.display()))).map(|()| path)
             };
-            let images = Images::new(folder("images")?);
-            let volumes = Volumes::start(folder("volumes")?, images.clone())?;
+            let volumes = folder("volumes")?;
+            let images = Images::new(folder("images")?, volumes.clone());
+            let volumes = Volumes::start(volumes, images.clone())?;
             let consoles = folder("consoles")?;
             let settings = Settings {
                 program: config.program,

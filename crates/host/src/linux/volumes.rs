@@ -97,8 +97,13 @@ impl Volumes {
     /// Opens a volume for a machine: locked for it alone.
     pub(super) fn open(&self, id: &VolumeId) -> Result<Disk, Error> {
         let found = self.find(id)?;
-        let (path, _) = found.ok_or_else(|| other(format!("the file of volume {id} is gone")))?;
-        self.open_file(id, &path)
+        let (path, format) = found.ok_or_else(|| other(format!("the file of volume {id} is gone")))?;
+        let disk = self.open_file(id, &path, format)?;
+        // The image may have been replaced since it was looked at.
+        match disk.layers.len() {
+            ..=LAYERS_MAX => Ok(disk),
+            _ => Err(other(format!("the image beneath volume {id} is a layer over another file"))),
+        }
     }
 
     /// Those that there are.
@@ -118,10 +123,14 @@ impl Volumes {
         Ok(None)
     }
 
-    fn open_file(&self, id: &VolumeId, path: &Path) -> Result<Disk, Error> {
+    fn open_file(&self, id: &VolumeId, path: &Path, format: Format) -> Result<Disk, Error> {
         let wanted = Wanted {
             path: path.to_owned(),
-            format: None,
+            // As recorded: what a guest has written to it never says so.
+            format: Some(match format {
+                Format::Raw => ec2vmm_vmm_api::config::Format::Raw,
+                Format::Qcow2 => ec2vmm_vmm_api::config::Format::Qcow2,
+            }),
             writes: Writes::Kept,
             // As on EC2, where the guest's NVMe disks say so too.
             serial: id.as_str().replace('-', ""),
@@ -196,6 +205,8 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// A volume's own file, and its image's.
+const LAYERS_MAX: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(5);
 const RAW: &str = ".raw";
@@ -222,7 +233,7 @@ mod tests {
             for name in ["images", "volumes"] {
                 fs::create_dir(folder.path().join(name)).unwrap();
             }
-            let images = Images::new(folder.path().join("images"));
+            let images = Images::new(folder.path().join("images"), folder.path().join("volumes"));
             let volumes = Volumes::start(folder.path().join("volumes"), images).unwrap();
             // Not a multiple of a cluster, smaller than the volume, and something in it.
             let mut content = vec![0; (3 << 20) + 512];
