@@ -34,6 +34,7 @@ pub(super) struct Cgroup {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) throttle: Throttle,
+    pub(super) vcpus: u8,
     pub(super) memory_mib: u64,
 }
 
@@ -110,6 +111,9 @@ impl Cgroup {
             self.write("memory.max", &memory.to_string())?;
             self.write("memory.oom.group", "1")?;
             self.write("pids.max", &TASKS_MAX.to_string())?;
+            // Where processors are promised several times, each vCPU has the same share.
+            let weight = (u64::from(limits.vcpus) * WEIGHT_OF_VCPU).clamp(1, WEIGHT_MAX);
+            self.write("cpu.weight", &weight.to_string())?;
             self.throttle(limits.throttle)?;
         }
         Ok(())
@@ -249,6 +253,9 @@ const TASKS_MAX: u32 = 512;
 const REMOVE_TRIES: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 const PERIOD_US: u64 = 100_000;
+/// What a group has by itself.
+const WEIGHT_OF_VCPU: u64 = 100;
+const WEIGHT_MAX: u64 = 10_000;
 /// The kernel's least.
 const QUOTA_US_MIN: u64 = 1000;
 
@@ -304,7 +311,7 @@ pub(super) mod tests {
         let instance = InstanceId::from_random(1);
         let cgroup = cgroups.of(&instance);
         assert_eq!(cgroup.processes().unwrap(), [0; 0]);
-        let limits = Limits { throttle: Throttle::Full, memory_mib: 64 };
+        let limits = Limits { throttle: Throttle::Full, vcpus: 1, memory_mib: 64 };
         cgroup.create(&limits).unwrap();
         cgroup.create(&limits).unwrap();
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
@@ -332,9 +339,10 @@ pub(super) mod tests {
         };
         let cgroup = cgroups.of(&InstanceId::from_random(1));
         let throttle = Throttle::Limited { millicpus: 200 };
-        cgroup.create(&Limits { throttle, memory_mib: 1024 }).unwrap();
+        cgroup.create(&Limits { throttle, vcpus: 2, memory_mib: 1024 }).unwrap();
         let read = |name: &str| std::fs::read_to_string(cgroup.path.join(name)).unwrap();
         assert_eq!(read("cpu.max"), "20000 100000\n");
+        assert_eq!(read("cpu.weight"), "200\n");
         assert_eq!(read("memory.max"), format!("{}\n", (1024 + 64 + 16) << 20));
         cgroup.throttle(Throttle::Full).unwrap();
         assert_eq!(read("cpu.max"), "max 100000\n");

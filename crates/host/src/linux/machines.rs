@@ -313,7 +313,8 @@ impl Birth<'_> {
         let since = Instant::now();
         let named = Plan { instance: plan.instance.clone(), generation: plan.generation };
         self.folder.create(&named)?;
-        self.cgroup.create(&Limits { throttle: plan.throttle, memory_mib: plan.memory_mib })?;
+        let (throttle, vcpus, memory_mib) = (plan.throttle, plan.vcpus, plan.memory_mib);
+        self.cgroup.create(&Limits { throttle, vcpus, memory_mib })?;
         let control = listen(&self.folder.control_socket())?;
         let ways = Ways {
             console_log: Some(self.console_log()?.into()),
