@@ -63,7 +63,8 @@ impl Inner {
         let mut entries = self.reconcilers.entries();
         let entry = entries.entry(instance.clone()).or_default();
         entry.woken = true;
-        if let Some(task) = &entry.task {
+        // One that ended by a panic has let go of its half.
+        if let Some(task) = entry.task.as_ref().filter(|task| Arc::strong_count(task) > 1) {
             task.notify_one();
             return;
         }
@@ -210,3 +211,32 @@ impl Reconcilers {
 }
 
 const READ_AGAIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ec2vmm_host::simulated::{Settings, Simulated};
+    use ec2vmm_model::ids::InstanceId;
+    use ec2vmm_store::Store;
+    use tokio::sync::Notify;
+
+    use super::Entry;
+    use crate::{Cloud, Config, SystemClock};
+
+    #[tokio::test]
+    async fn a_task_that_is_no_more_is_replaced() {
+        let host = Arc::new(Simulated::new(Settings::default()));
+        let store = Store::in_memory().unwrap();
+        let cloud = Cloud::start(store, host, Arc::new(SystemClock), Config::default()).await.unwrap();
+        let id = InstanceId::from_random(1);
+        let dead = Entry { task: Some(Arc::new(Notify::new())), ..Entry::default() };
+        cloud.inner.reconcilers.entries().insert(id.clone(), dead);
+        cloud.inner.wake(&id);
+        // There is no such instance: the new task sees so, and ends.
+        while cloud.inner.reconcilers.entries().contains_key(&id) {
+            tokio::task::yield_now().await;
+        }
+        cloud.shut_down().await;
+    }
+}
