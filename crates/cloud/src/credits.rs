@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ec2vmm_host::host::Host;
 use ec2vmm_model::{
     Instance, Time,
     credits::{Account, Burstable, Throttle},
@@ -14,7 +15,10 @@ use ec2vmm_model::{
     lifecycle::State,
 };
 use ec2vmm_store::{Expect, Keys, Store, Transaction};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
 use tracing::{debug, warn};
 
 use crate::{Cloud, Error, cloud::Inner, events, instances, record};
@@ -127,16 +131,16 @@ async fn count(cloud: &Arc<Inner>, applied: &mut HashMap<InstanceId, (u64, Throt
         instance.state == State::Running && Burstable::find(&instance.instance_type).is_some()
     });
     let mut samples = Vec::new();
+    let mut asked = JoinSet::new();
     for instance in running {
-        match cloud.host.usage(&instance.id).await {
-            Ok(usage) => samples.push(Sample {
-                instance: instance.id.clone(),
-                generation: instance.generation,
-                cpu_us: usage.cpu_us,
-            }),
-            // It ends just now, or it will be looked at again.
-            Err(error) => debug!(instance = %instance.id, %error, "no usage"),
+        // A machine that does not answer holds up few others, and not for each of its kind.
+        if asked.len() >= ASKED_AT_ONCE {
+            samples.extend(asked.join_next().await.and_then(Result::ok).flatten());
         }
+        asked.spawn(sample(Arc::clone(&cloud.host), instance.id.clone(), instance.generation));
+    }
+    while let Some(sample) = asked.join_next().await {
+        samples.extend(sample.ok().flatten());
     }
     let present: HashSet<&InstanceId> = samples.iter().map(|sample| &sample.instance).collect();
     applied.retain(|id, _| present.contains(id));
@@ -154,6 +158,17 @@ async fn count(cloud: &Arc<Inner>, applied: &mut HashMap<InstanceId, (u64, Throt
         }
     }
     Ok(())
+}
+
+async fn sample(host: Arc<dyn Host>, instance: InstanceId, generation: u64) -> Option<Sample> {
+    match host.usage(&instance).await {
+        Ok(usage) => Some(Sample { instance, generation, cpu_us: usage.cpu_us }),
+        // It ends just now, or it will be looked at again.
+        Err(error) => {
+            debug!(%instance, %error, "no usage");
+            None
+        }
+    }
 }
 
 fn advance(
@@ -208,5 +223,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Machines that are asked at one time.
+const ASKED_AT_ONCE: usize = 32;
 /// Accounts that are written in one transaction.
 const ACCOUNTS_AT_ONCE: usize = 500;
