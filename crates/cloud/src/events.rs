@@ -145,7 +145,8 @@ impl Cloud {
         let mut log = self.inner.log.memory();
         log.catch_up(&store)?;
         let last = log.events.last_key_value().map_or(0, |(sequence, _)| *sequence);
-        let seen = after.unwrap_or(last);
+        // Nobody has seen what is yet to come: the number is of before a backup was put back.
+        let seen = after.map_or(last, |after| after.min(last));
         let backlog =
             log.events.range(seen.saturating_add(1)..).map(|(_, (_, event))| Arc::clone(event)).collect();
         drop(log);

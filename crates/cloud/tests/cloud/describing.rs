@@ -188,6 +188,11 @@ async fn events_are_told_once_and_in_order() {
     }
     let of_one = DescribeEvents { instance: Some(id.clone()), max_results: Some(2), ..Default::default() };
     assert_eq!(world.cloud.describe_events(&of_one).await.unwrap().len(), 2);
+    // A number of before a backup was put back: what happens from now on is told all the same.
+    let mut beyond = world.cloud.follow_events(Some(u64::MAX)).unwrap();
+    world.cloud.create_tags(&ids(&[&id]), &tags(&[("a", "1")])).await.unwrap();
+    assert_eq!(beyond.next().await.unwrap().kind, EventKind::Modified);
+    assert_eq!(again.next().await.unwrap().kind, EventKind::Modified);
     world.cloud.shut_down().await;
     assert!(again.next().await.is_none());
 }
