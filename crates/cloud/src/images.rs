@@ -151,13 +151,18 @@ impl Record for RetiredImage {
 
 /// The image of that id, or of that name.
 pub(crate) fn find_named(store: &Store, id_or_name: &str) -> Result<Arc<Image>, Error> {
-    let by_name = store.range::<Image>(&Keys::all())?.into_iter().find(|image| image.name == id_or_name);
-    if let Some(image) = by_name {
+    let id = parse::<ImageId>(id_or_name, Noun::Image);
+    // The id first: a name may look like another image's.
+    if let Ok(id) = &id
+        && let Some(image) = store.get::<Image>(id.as_str())?
+    {
         return Ok(image.record);
     }
-    let id = parse::<ImageId>(id_or_name, Noun::Image)?;
-    let found = store.get::<Image>(id.as_str())?.map(|image| image.record);
-    found.ok_or_else(|| Error::NotFound { noun: Noun::Image, ids: vec![id.to_string()] })
+    let all = store.range::<Image>(&Keys::all())?;
+    match all.into_iter().find(|image| image.name == id_or_name) {
+        Some(image) => Ok(image.record),
+        None => Err(Error::NotFound { noun: Noun::Image, ids: vec![id?.to_string()] }),
+    }
 }
 
 /// The image is still registered.

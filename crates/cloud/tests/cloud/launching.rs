@@ -207,6 +207,14 @@ async fn what_is_refused_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_looks_like_an_id_takes_nothing_from_that() {
+    let world = World::new().await;
+    world.cloud.register_image(image(&world.image)).await.unwrap();
+    let id = world.launch_one().await;
+    assert_eq!(world.record(&id).await.image.to_string(), world.image);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_outlives_its_registration_in_what_was_launched_from_it() {
     let mut world = World::new().await;
     let id = world.running().await;
