@@ -179,7 +179,8 @@ def whole_life(connection, _):
 def real(program, image, rounds):
     """From the launch to the first instruction of a real machine, by steps."""
     with tempfile.TemporaryDirectory(prefix="ec2vmm-bench.") as folder:
-        daemon = Daemon(program, folder, "--host", "linux", "--cpu-overcommit", "16")
+        cgroup = os.path.join("/sys/fs/cgroup", os.path.basename(folder))
+        daemon = Daemon(program, folder, "--host", "linux", "--cpu-overcommit", "16", "--cgroup", cgroup)
         try:
             connection = daemon.connect()
             connection.ask("POST", "/v1/images", {"name": "bench", "file": image, "format": "raw", "login_user": "root"})
@@ -199,3 +200,4 @@ def real(program, image, rounds):
             table([f"of {rounds} launches of `minimal` as t3.nano", "ms, median (worst)"], rows)
         finally:
             daemon.end()
+            os.rmdir(cgroup)

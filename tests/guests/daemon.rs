@@ -21,6 +21,8 @@ pub(crate) struct Daemon {
     process: Child,
     folder: TempDir,
     options: Vec<String>,
+    /// Machine processes of others.
+    others: Vec<String>,
 }
 
 impl Daemon {
@@ -29,8 +31,9 @@ impl Daemon {
         let place = std::env::var_os("LAB_STAGE_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let folder = tempfile::Builder::new().prefix("ec2vmmd-test.").tempdir_in(place).unwrap();
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        let others = machine_processes();
         let process = spawn(folder.path(), &options);
-        let mut daemon = Self { process, folder, options };
+        let mut daemon = Self { process, folder, options, others };
         daemon.wait_until_ready();
         daemon
     }
@@ -136,8 +139,9 @@ impl Daemon {
         let process = &mut self.process;
         let status = poll("the daemon ends", || process.try_wait().unwrap());
         assert!(status.success(), "ec2vmmd: {status}\n{}", self.log());
-        assert_eq!(machine_processes(), Vec::<String>::new(), "machine processes");
+        assert_eq!(machine_processes(), self.others, "machine processes");
         assert_eq!(cgroups(), Vec::<PathBuf>::new(), "cgroups of instances");
+        fs::remove_dir(CGROUP).unwrap();
         assert_eq!(taps(), Vec::<String>::new(), "taps");
         assert_eq!(left_in(&self.folder.path().join("state/volumes")), Vec::<String>::new(), "volumes");
         assert_eq!(left_in(&self.folder.path().join("run/machines")), Vec::<String>::new(), "machines");
@@ -163,15 +167,18 @@ fn spawn(folder: &Path, options: &[String]) -> Child {
     let log = fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     let mut command = Command::new(place::program("ec2vmmd"));
     command.arg("--host").arg("linux").arg("--state-dir").arg(folder.join("state"));
-    command.arg("--run-dir").arg(folder.join("run")).args(options);
+    command.arg("--run-dir").arg(folder.join("run")).arg("--cgroup").arg(CGROUP).args(options);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 
 /// cgroups of instances.
 pub(crate) fn cgroups() -> Vec<PathBuf> {
-    let found = run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", "i-*"]));
-    found.lines().map(PathBuf::from).collect()
+    let found = Command::new("find").args([CGROUP, "-type", "d", "-name", "i-*"]).output().unwrap();
+    String::from_utf8_lossy(&found.stdout).lines().map(PathBuf::from).collect()
 }
+
+/// Of the tests alone: a daemon takes what it finds in its cgroup for its own.
+const CGROUP: &str = "/sys/fs/cgroup/ec2vmm-test";
 
 /// Taps, in all network namespaces.
 pub(crate) fn taps() -> Vec<String> {

@@ -14,7 +14,7 @@ use crate::{Error, random};
 
 /// The network that there is, or a new one. One that nobody is in follows the configuration.
 pub(crate) fn ensure(store: &Store, base: Ipv4Addr, prefix: u8) -> Result<Network, Error> {
-    store.transact(|transaction| {
+    let network = store.transact(|transaction| -> Result<Network, ec2vmm_store::Error> {
         let present = transaction.range::<Network>(&Keys::all().limit(1))?.pop();
         if let Some(present) = &present
             && ((present.base, present.prefix) == (base, prefix)
@@ -33,7 +33,15 @@ pub(crate) fn ensure(store: &Store, base: Ipv4Addr, prefix: u8) -> Result<Networ
         };
         transaction.put(network.clone(), Expect::Absent)?;
         Ok(network)
-    })
+    })?;
+    if (network.base, network.prefix) != (base, prefix) {
+        tracing::warn!(
+            configured = %format_args!("{base}/{prefix}"),
+            kept = %format_args!("{}/{}", network.base, network.prefix),
+            "the network keeps its range while there are instances in it"
+        );
+    }
+    Ok(network)
 }
 
 pub(crate) fn plan(network: &Network) -> NetworkPlan {
