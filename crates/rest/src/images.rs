@@ -96,9 +96,19 @@ pub(crate) async fn id_of(cloud: &Cloud, image: String) -> Result<String, Refusa
     let filter = Filter { name: "name".to_owned(), values: vec![literal(&image)] };
     let what = DescribeImages { filters: vec![filter], ..DescribeImages::default() };
     let found = cloud.describe_images(&what).await?.items.into_iter().next();
-    found.map(|image| image.id.to_string()).ok_or_else(|| {
-        not_found(image).hint("name an image by its id or its name: `ec2vmm image ls` shows them")
-    })
+    found.map(|image| image.id.to_string()).ok_or_else(|| unknown(image))
+}
+
+/// A launch that was refused from the image of that id or name: what is no id is meant as a name here.
+pub(crate) fn refused(error: Error, image: String) -> Refusal {
+    match error {
+        Error::MalformedId { noun: Noun::Image, .. } if !image.starts_with(ID_BEGIN) => unknown(image),
+        error => error.into(),
+    }
+}
+
+fn unknown(image: String) -> Refusal {
+    not_found(image).hint("name an image by its id or its name: `ec2vmm image ls` shows them")
 }
 
 fn not_found(image: String) -> Refusal {

@@ -45,7 +45,9 @@ async fn launch(
     IdempotencyKey(client_token): IdempotencyKey,
     Json(request): Json<LaunchRequest>,
 ) -> Result<(StatusCode, axum::Json<Launched>), Refusal> {
-    let image = images::id_of(&rest.cloud, request.image).await?;
+    // As it was named: a request that is repeated may come when the name is another image's, or nobody's.
+    let image = request.image;
+    let named = image.clone();
     let min_count = request.min_count.unwrap_or(1);
     let user_data = request.user_data.map(|data| bytes::read("user_data", &data)).transpose()?;
     let private_address = request.private_ip_address.map(|given| {
@@ -70,7 +72,7 @@ async fn launch(
         root: volumes::root(&request.root_volume.unwrap_or_default()),
         private_address: private_address.transpose()?,
     };
-    let reservation = rest.cloud.launch(launch).await?;
+    let reservation = rest.cloud.launch(launch).await.map_err(|error| images::refused(error, named))?;
     let launched = Launched {
         reservation_id: reservation.id.to_string(),
         instances: reservation.instances.iter().map(shown).collect(),

@@ -78,6 +78,15 @@ async fn a_repeated_launch_answers_as_the_first_did() {
         assert!(refused.problem().starts_with("400 InvalidParameterValue: "), "{}", refused.problem());
     }
     assert_eq!(place.get("/v1/instances").await.expect(200)["instances"].as_array().unwrap().len(), 4);
+
+    // Also when the image that it named is gone.
+    let image = place.get("/v1/images/minimal").await.expect(200);
+    let path = format!("/v1/images/{}", image["image_id"].as_str().unwrap());
+    place.act("DELETE", &path).await.expect(204);
+    let late = place.ask("POST", "/v1/instances", &[JSON, key], &body).await.expect(201);
+    assert_eq!(ids(&late), ids(&first));
+    let new = place.ask("POST", "/v1/instances", &[JSON], &body).await;
+    assert!(new.problem().starts_with("404 InvalidAMIID.NotFound: "), "{}", new.problem());
 }
 
 #[tokio::test(flavor = "multi_thread")]
