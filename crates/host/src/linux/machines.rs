@@ -350,6 +350,7 @@ impl Birth<'_> {
         let settled = self
             .cgroup
             .add(pid)
+            .and_then(|()| expendable(pid))
             .and_then(|()| self.folder.put("pid", &format!("{pid}\n")))
             .and_then(|()| newborn.pidfd().map_err(system("following the machine process")));
         let pidfd = match settled {
@@ -372,6 +373,17 @@ impl Birth<'_> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         options.open(&path).map_err(system(format!("making the console's log {}", path.display())))
+    }
+}
+
+/// A daemon that the kernel shall spare when memory runs out has not earned that for its machines.
+fn expendable(pid: u32) -> Result<(), Error> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let read = std::fs::read_to_string(&path);
+    let now = read.map_err(system(format!("reading {path}")))?;
+    match now.trim().parse::<i32>() {
+        Ok(..0) => std::fs::write(&path, "0").map_err(system(format!("writing 0 to {path}"))),
+        _ => Ok(()),
     }
 }
 
@@ -500,3 +512,30 @@ const KILL_MAX: Duration = Duration::from_secs(30);
 const MANUFACTURER: &str = "ec2vmm";
 /// The name space of system UUIDs.
 const MACHINES: Uuid = Uuid::from_u128(0x4c9d_1d0e_55a3_4f0e_9a67_8b1f_0c2e_73d5);
+
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
+mod tests {
+    use std::process::Command;
+
+    use super::expendable;
+
+    #[test]
+    fn a_machine_is_not_spared_when_memory_runs_out() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let path = format!("/proc/{}/oom_score_adj", child.id());
+        match std::fs::write(&path, "-500") {
+            Ok(()) => {
+                expendable(child.id()).unwrap();
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\n");
+                std::fs::write(&path, "300").unwrap();
+                expendable(child.id()).unwrap();
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), "300\n");
+            }
+            Err(error) => eprintln!("SKIPPED: only root may: {error}"),
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(expendable(child.id()).is_err());
+    }
+}
