@@ -67,7 +67,7 @@ pub struct LaunchRequest {
 pub struct RootVolume {
     /// Size, GiB, not less than the image's. Without it, the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 16384)]
+    #[schema(minimum = 1, maximum = 65536)]
     pub size_gib: Option<u32>,
     /// Kind: what is charged for a GiB.
     #[serde(default)]
