@@ -94,7 +94,7 @@ def simulated(program, rounds):
         image = os.path.join(folder, "image.raw")
         with open(image, "wb") as file:
             file.truncate(1 << 20)
-        daemon = Daemon(program, folder, "--host", "simulated", "--cpu-overcommit", "1000000", "--memory-overcommit", "1000000")
+        daemon = Daemon(program, folder, "--host", "simulated", "--cpu-overcommit", "1000", "--memory-overcommit", "1000")
         try:
             connection = daemon.connect()
             connection.ask("POST", "/v1/images", {"name": "bench", "file": image, "format": "raw", "login_user": "root"})
