@@ -123,7 +123,7 @@ pub(crate) async fn orphans(cloud: &Arc<Inner>, found: &Inventory) -> bool {
     for id in &found.volumes {
         match cloud.store.get::<Volume>(id.as_str()) {
             Ok(Some(_)) => {}
-            Ok(None) => all &= swept(cloud, "volume", id, host.delete_volume(id).await),
+            Ok(None) => all &= swept(cloud, "volume", id, host.set_aside_volume(id).await),
             Err(_) => all = false,
         }
     }

@@ -39,6 +39,10 @@ pub trait Host: Send + Sync + 'static {
     /// Removes a volume's file.
     async fn delete_volume(&self, volume: &VolumeId) -> Result<(), Error>;
 
+    /// Takes a volume of which there is no record out of the pool. Its file is kept for a week: whoever has put
+    /// back an old database may want it again.
+    async fn set_aside_volume(&self, volume: &VolumeId) -> Result<(), Error>;
+
     /// Makes a network: its name space, its way out, its DHCP and DNS.
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), Error>;
 

@@ -211,6 +211,11 @@ impl Host for Linux {
         blocking(move || volumes.delete(&volume)).await
     }
 
+    async fn set_aside_volume(&self, volume: &VolumeId) -> Result<(), Error> {
+        let (volumes, volume) = (self.shared.volumes.clone(), volume.clone());
+        blocking(move || volumes.set_aside(&volume)).await
+    }
+
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), Error> {
         self.shared.network()?.ensure_network(network).await.map_err(|error| explain(&error))
     }

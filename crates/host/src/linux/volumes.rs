@@ -6,8 +6,9 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ec2vmm_image::Format;
@@ -38,6 +39,8 @@ impl Volumes {
         for name in names(&folder)?.iter().filter(|name| name.ends_with(NEW)) {
             remove(&folder.join(name))?;
         }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        remove_old(&folder.join(ASIDE), now)?;
         Ok(Self { folder, images, patience: PATIENCE })
     }
 
@@ -78,20 +81,34 @@ impl Volumes {
     /// Removes a volume, if it is there.
     pub(super) fn delete(&self, id: &VolumeId) -> Result<(), Error> {
         let Some((path, _)) = self.find(id)? else { return Ok(()) };
+        self.wait_until_free(id, &path)?;
+        remove(&path)
+    }
+
+    /// Takes a volume out of the pool, if it is there, and keeps its file for a while.
+    pub(super) fn set_aside(&self, id: &VolumeId) -> Result<(), Error> {
+        let Some((path, _)) = self.find(id)? else { return Ok(()) };
+        self.wait_until_free(id, &path)?;
+        let failed = || system(format!("setting volume {id} aside"));
+        let aside = self.folder.join(ASIDE);
+        fs::create_dir_all(&aside).map_err(failed())?;
+        let named = path.file_name().unwrap_or_default();
+        fs::rename(&path, aside.join(named)).map_err(failed())
+    }
+
+    /// Returns when no machine has the volume.
+    fn wait_until_free(&self, id: &VolumeId, path: &Path) -> Result<(), Error> {
         // A machine that has it open would go on writing to a file that nobody sees. What lies beneath it
         // may be gone already.
-        let failed = || system(format!("removing volume {id}"));
-        let file = File::open(&path).map_err(failed())?;
+        let failed = || system(format!("taking volume {id} away"));
+        let file = File::open(path).map_err(failed())?;
         let free =
             self.once_free(|| match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => Ok(Some(())),
                 Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
                 Err(error) => Err(failed()(error.into())),
             });
-        match free? {
-            Some(()) => remove(&path),
-            None => Err(other(format!("volume {id} is in use by a machine"))),
-        }
+        free?.ok_or_else(|| other(format!("volume {id} is in use by a machine")))
     }
 
     /// Opens a volume for a machine: locked for it alone.
@@ -205,6 +222,27 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes what was set aside long ago, `now` being counted from 1970.
+fn remove_old(aside: &Path, now: Duration) -> Result<(), Error> {
+    if !aside.try_exists().map_err(system(format!("looking for {}", aside.display())))? {
+        return Ok(());
+    }
+    for name in names(aside)? {
+        let path = aside.join(name);
+        let failed = || system(format!("looking at {}", path.display()));
+        // Being moved changes a file's inode, whatever was written to it before.
+        let moved_s = fs::symlink_metadata(&path).map_err(failed())?.ctime();
+        if now.as_secs().saturating_sub(u64::try_from(moved_s).unwrap_or(0)) > ASIDE_S {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder of volumes of which there is no record.
+const ASIDE: &str = "orphaned";
+/// How long they are kept: a week.
+const ASIDE_S: u64 = 7 * 24 * 60 * 60;
 /// A volume's own file, and its image's.
 const LAYERS_MAX: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -215,7 +253,12 @@ const NEW: &str = ".new";
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::MetadataExt, process::Command, time::Duration};
+    use std::{
+        fs,
+        os::unix::fs::MetadataExt,
+        process::Command,
+        time::{Duration, SystemTime},
+    };
 
     use ec2vmm_model::images::DiskFormat;
 
@@ -299,6 +342,23 @@ mod tests {
         pool.volumes.delete(&plan.id).unwrap();
         assert_eq!(pool.volumes.list().unwrap(), []);
         assert!(matches!(pool.volumes.open(&plan.id), Err(Error::Other { .. })));
+    }
+
+    #[test]
+    fn what_has_no_record_is_kept_for_a_week() {
+        let pool = Pool::new();
+        let plan = Pool::plan(5, None);
+        pool.volumes.create(&plan).unwrap();
+        pool.volumes.set_aside(&plan.id).unwrap();
+        pool.volumes.set_aside(&plan.id).unwrap();
+        assert_eq!(pool.volumes.list().unwrap(), []);
+        let folder = pool.folder.path().join("volumes");
+        Volumes::start(folder.clone(), pool.volumes.images.clone()).unwrap();
+        let aside = folder.join(super::ASIDE);
+        assert_eq!(super::names(&aside).unwrap(), [format!("{}.raw", plan.id)]);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        super::remove_old(&aside, now + Duration::from_secs(super::ASIDE_S + 60)).unwrap();
+        assert_eq!(super::names(&aside).unwrap(), Vec::<String>::new());
     }
 
     #[test]

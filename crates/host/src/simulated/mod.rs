@@ -160,6 +160,10 @@ impl Host for Simulated {
         .await
     }
 
+    async fn set_aside_volume(&self, volume: &VolumeId) -> Result<(), Error> {
+        self.delete_volume(volume).await
+    }
+
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), Error> {
         self.call(Operation::EnsureNetwork, || {
             self.state().networks.insert(network.vpc.clone(), network.clone());
