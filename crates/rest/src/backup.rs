@@ -9,7 +9,11 @@ use axum::{
     response::IntoResponse,
 };
 use ec2vmm_rest_api::BACKUP_MEDIA_TYPE;
-use tokio::{fs::File, io::AsyncReadExt, sync::mpsc};
+use tokio::{
+    fs::File,
+    io::AsyncReadExt,
+    sync::{Semaphore, SemaphorePermit, mpsc},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -26,6 +30,7 @@ pub(crate) fn routes() -> OpenApiRouter<Rest> {
 #[utoipa::path(get, path = "/v1/backup", tag = "daemon",
     responses((status = 200, content_type = BACKUP_MEDIA_TYPE, body = [u8])))]
 async fn backup(State(rest): State<Rest>, _: NoQuery) -> Result<impl IntoResponse, Refusal> {
+    let turn = TURN.acquire().await.map_err(|error| unreadable(&error))?;
     let path = Copy(rest.scratch.join(format!("backup-{}.db", Uuid::new_v4())));
     rest.cloud.backup(path.0.clone()).await.map_err(|error| unreadable(&error))?;
     let file = File::open(&path.0).await.map_err(|error| unreadable(&error))?;
@@ -37,7 +42,7 @@ async fn backup(State(rest): State<Rest>, _: NoQuery) -> Result<impl IntoRespons
         (header::CONTENT_LENGTH, length.to_string()),
         (header::CONTENT_DISPOSITION, "attachment; filename=\"ec2vmm.db\"".to_owned()),
     ];
-    Ok((headers, Body::from_stream(chunks(file))))
+    Ok((headers, Body::from_stream(chunks(file, turn))))
 }
 
 /// A file that is removed with its last user.
@@ -54,9 +59,10 @@ impl Drop for Copy {
     }
 }
 
-fn chunks(mut file: File) -> ReceiverStream<std::io::Result<Bytes>> {
+fn chunks(mut file: File, turn: SemaphorePermit<'static>) -> ReceiverStream<std::io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     tokio::spawn(async move {
+        let _until_it_is_sent = turn;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK_BYTES);
             let read = file.read_buf(&mut chunk).await;
@@ -79,5 +85,7 @@ fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
         .hint("see the daemon's log")
 }
 
+/// One copy at a time, so that requests cannot fill the disk.
+static TURN: Semaphore = Semaphore::const_new(1);
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNKS_AHEAD: usize = 4;

@@ -308,9 +308,15 @@ fn sum(metrics: &Metrics, kind: &str, counter: &str) -> u64 {
 }
 
 fn capacity() -> Result<Capacity, Error> {
-    let memory_mib = capacity::memory_mib().map_err(system("reading /proc/meminfo"))?;
+    let all_mib = capacity::memory_mib().map_err(system("reading /proc/meminfo"))?;
+    let memory_mib = all_mib.saturating_sub((all_mib / HOST_SHARE).clamp(HOST_MIB_MIN, HOST_MIB_MAX));
     Ok(Capacity { cpus: u32::try_from(capacity::cpus()).unwrap_or(u32::MAX), memory_mib })
 }
+
+/// What of its memory the host keeps for itself, the daemon and the monitors: a sixteenth, within bounds.
+const HOST_SHARE: u64 = 16;
+const HOST_MIB_MIN: u64 = 256;
+const HOST_MIB_MAX: u64 = 4096;
 
 /// Tells of a change to the host, each of them and nothing else: who wants to know how a machine comes about,
 /// or to stop it in the middle, listens to this target.
