@@ -85,6 +85,32 @@ fn survives_the_daemon(daemon: &mut Daemon, id: &str, key: &Path) {
     assert!(daemon.cli(&["console", id]).contains("minimal ready"));
 }
 
+/// An instance store is kept over a reboot, and lost with a stop.
+#[test]
+#[ignore = "boots Linux"]
+fn an_instance_store() {
+    let daemon = Daemon::start(&[]);
+    let key = prepare(&daemon);
+    let launched = daemon.json(&["launch", "minimal", "--type", "m3.medium", "--key", "my-key", "--wait"]);
+    let id = launched["instances"][0]["instance_id"].as_str().unwrap().to_owned();
+    let address = address(&daemon, &id);
+    let boot = ssh(&key, &address, "cat /proc/sys/kernel/random/boot_id");
+    assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/size").trim(), (4_000_000_000 / 512).to_string());
+    let serial = format!("AWS{}", id.trim_start_matches("i-"));
+    assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/serial").trim(), serial);
+    ssh(&key, &address, "echo here >/dev/vdb && sync");
+    daemon.cli(&["reboot", &id]);
+    poll("it has booted again", || {
+        try_ssh(&key, &address, "cat /proc/sys/kernel/random/boot_id").filter(|now| *now != boot)
+    });
+    assert_eq!(ssh(&key, &address, "head -c 4 /dev/vdb"), "here");
+    daemon.cli(&["stop", &id, "--wait"]);
+    daemon.cli(&["start", &id, "--wait"]);
+    assert_eq!(ssh(&key, &address, "head -c 4 /dev/vdb | tr -d '\\0'"), "");
+    daemon.cli(&["terminate", &id, "--wait"]);
+    daemon.end();
+}
+
 /// kill -9 of the daemon right after each request has been answered, a dozen times: what was promised comes.
 #[test]
 #[ignore = "boots Linux"]

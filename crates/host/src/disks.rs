@@ -223,6 +223,18 @@ fn open_locked(path: &Path, format: Option<Format>, write: bool) -> Result<Vec<L
     Ok(layers.into_iter().map(|(_, layer)| layer).collect())
 }
 
+/// An empty disk that lasts as long as it is open.
+///
+/// # Errors
+/// [`Error::Scratch`]: there is no place for it in `folder`.
+pub fn fleeting(folder: &Path, size_bytes: u64, serial: String) -> Result<Disk, Error> {
+    let failed = |source| Error::Scratch { folder: folder.to_owned(), source };
+    let file = unnamed_file(folder).map_err(failed)?;
+    file.set_len(size_bytes).map_err(failed)?;
+    let layers = vec![OpenLayer { file, format: Format::Raw }];
+    Ok(Disk { layers, read_only: false, scratch: true, serial })
+}
+
 fn lock(path: &Path, file: &File, to_write: bool) -> Result<(), Error> {
     let operation = match to_write {
         true => FlockOperation::NonBlockingLockExclusive,

@@ -236,6 +236,9 @@ pub struct MachinePlan {
     pub throttle: Throttle,
     /// Its disks, the root first.
     pub volumes: Vec<VolumeId>,
+    /// Size of its instance store, 10^9 bytes: a disk after the volumes that is empty at each start, is kept
+    /// over reboots, and is gone with the machine.
+    pub instance_store_gb: Option<u64>,
     /// Its network interfaces, in order.
     pub interfaces: Vec<InterfaceId>,
     /// What its image's cloud-init is told.

@@ -174,6 +174,7 @@ impl Inner {
             memory_mib: kind.memory_mib,
             throttle: credits::at_start(&self.store, instance, self.now(), self.config.credits_every)?,
             volumes: instance.volumes.clone(),
+            instance_store_gb: kind.instance_store_gb,
             interfaces: vec![instance.interface.id.clone()],
             guest: GuestData {
                 public_keys: instance.public_key.iter().cloned().collect(),

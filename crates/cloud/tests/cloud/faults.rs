@@ -175,6 +175,7 @@ async fn make_orphans(world: &World) {
         memory_mib: 1024,
         throttle: Throttle::Full,
         volumes: vec![volume],
+        instance_store_gb: None,
         interfaces: vec![interface],
         guest: Default::default(),
     };

@@ -305,6 +305,9 @@ impl Birth<'_> {
         let since = Instant::now();
         let mut disks =
             plan.volumes.iter().map(|id| volumes.open(id)).collect::<Result<Vec<Disk>, Error>>()?;
+        if let Some(gb) = plan.instance_store_gb {
+            disks.push(volumes.instance_store(&plan.instance, gb)?);
+        }
         steps.done("open volumes", since);
         let since = Instant::now();
         disks.push(guest_data::disk(&plan.instance, &plan.guest)?);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ec2vmm_image::Format;
-use ec2vmm_model::ids::VolumeId;
+use ec2vmm_model::ids::{InstanceId, VolumeId};
 use rustix::fs::FlockOperation;
 
 use super::{
@@ -121,6 +121,14 @@ impl Volumes {
             ..=LAYERS_MAX => Ok(disk),
             _ => Err(other(format!("the image beneath volume {id} is a layer over another file"))),
         }
+    }
+
+    /// An instance store: a disk that is gone with its machine.
+    pub(super) fn instance_store(&self, instance: &InstanceId, gb: u64) -> Result<Disk, Error> {
+        let size = gb.saturating_mul(1_000_000_000).next_multiple_of(SECTOR_BYTES);
+        // As EC2's say, which begin so: 20 characters is what a disk can say.
+        let serial = format!("AWS{}", instance.as_str().trim_start_matches("i-"));
+        disks::fleeting(&self.folder, size, serial).map_err(|error| explain(&error))
     }
 
     /// Those that there are.
@@ -245,6 +253,7 @@ const ASIDE: &str = "orphaned";
 const ASIDE_S: u64 = 7 * 24 * 60 * 60;
 /// A volume's own file, and its image's.
 const LAYERS_MAX: usize = 2;
+const SECTOR_BYTES: u64 = 512;
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(5);
 const RAW: &str = ".raw";
@@ -260,7 +269,7 @@ mod tests {
         time::{Duration, SystemTime},
     };
 
-    use ec2vmm_model::images::DiskFormat;
+    use ec2vmm_model::{ids::InstanceId, images::DiskFormat};
 
     use super::{Images, Volumes};
     use crate::host::{Error, ImageFile, VolumePlan};
@@ -359,6 +368,17 @@ mod tests {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         super::remove_old(&aside, now + Duration::from_secs(super::ASIDE_S + 60)).unwrap();
         assert_eq!(super::names(&aside).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_instance_store_has_no_name() {
+        let pool = Pool::new();
+        let disk = pool.volumes.instance_store(&InstanceId::from_random(9), 75).unwrap();
+        assert_eq!(disk.serial, "AWS00000000000000009");
+        assert!(disk.scratch && !disk.read_only);
+        let file = disk.layers[0].file.metadata().unwrap();
+        assert_eq!((file.len(), file.blocks(), file.nlink()), (75_000_000_000, 0, 0));
+        assert_eq!(super::names(&pool.folder.path().join("volumes")).unwrap(), Vec::<String>::new());
     }
 
     #[test]

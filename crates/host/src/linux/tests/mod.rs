@@ -98,6 +98,7 @@ async fn plan(linux: &Linux, number: u128) -> MachinePlan {
         memory_mib: 64,
         throttle: Throttle::Full,
         volumes: vec![volume],
+        instance_store_gb: None,
         interfaces: vec![],
         guest: GuestData { hostname: "ip-172-31-0-10".into(), ..GuestData::default() },
     }
