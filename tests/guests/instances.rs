@@ -95,7 +95,7 @@ fn an_instance_store() {
     let id = launched["instances"][0]["instance_id"].as_str().unwrap().to_owned();
     let address = address(&daemon, &id);
     let boot = ssh(&key, &address, "cat /proc/sys/kernel/random/boot_id");
-    assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/size").trim(), (4_000_000_000 / 512).to_string());
+    assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/size").trim(), (4_000_000_000_u64 / 512).to_string());
     let serial = format!("AWS{}", id.trim_start_matches("i-"));
     assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/serial").trim(), serial);
     ssh(&key, &address, "echo here >/dev/vdb && sync");
