@@ -1,4 +1,7 @@
 //! Runs the machine process on a tiny guest.
+//!
+//! No wait is endless: a KVM that emulates can hang for good where a VM is destroyed (`srcu_barrier` in the
+//! host's kernel), and then neither the process nor who waits for it would ever end.
 
 use std::{
     fs::File,
@@ -8,8 +11,9 @@ use std::{
         unix::fs::FileExt,
         unix::net::{UnixListener, UnixStream},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -17,6 +21,10 @@ use ec2vmm_vmm_api::{
     Event, MachineConfig, VERSION,
     config::{Boot, Identity},
     console_log,
+};
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::PidfdFlags,
 };
 
 const KVM: i32 = 3;
@@ -39,6 +47,7 @@ pub(crate) struct Machine {
     pub(crate) console_socket: PathBuf,
     console_log: File,
     record: File,
+    log: File,
     _folder: tempfile::TempDir,
 }
 
@@ -80,7 +89,7 @@ impl Machine {
         let listener = UnixListener::bind(&control).unwrap();
         let console_socket = folder.path().join("console");
         let console_listener = UnixListener::bind(&console_socket).unwrap();
-        let [console_log, record] = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        let [console_log, record, log] = [(); 3].map(|()| tempfile::tempfile().unwrap());
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(kernel).unwrap();
         file.rewind().unwrap();
@@ -93,6 +102,9 @@ impl Machine {
         let map = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
         let mut process = Command::new(env!("CARGO_BIN_EXE_ec2vmm-vmm"))
             .stdin(Stdio::piped())
+            // Not the test's own: one that hangs would keep them open.
+            .stdout(Stdio::null())
+            .stderr(log.try_clone().unwrap())
             .fd_mappings(vec![
                 map(kvm.into(), KVM),
                 map(file.into(), KERNEL),
@@ -107,6 +119,9 @@ impl Machine {
             .unwrap()
             .spawn()
             .unwrap();
+        for stream in [&console, &events] {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
         process.stdin.take().unwrap().write_all(&serde_json::to_vec(config).unwrap()).unwrap();
         Self {
             process,
@@ -117,6 +132,7 @@ impl Machine {
             console_socket,
             console_log,
             record,
+            log,
             _folder: folder,
         }
     }
@@ -146,14 +162,43 @@ impl Machine {
     /// Ends the process as nothing else does.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        self.wait();
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let ended = self.has_ended();
+        assert!(ended, "the machine process does not end: it is in {}", self.place());
+        self.process.wait().unwrap()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        if self.process.try_wait().unwrap().is_some() {
+            return true;
+        }
+        let process = rustix::process::Pid::from_child(&self.process);
+        let process = rustix::process::pidfd_open(process, PidfdFlags::empty()).unwrap();
+        let mut polled = [PollFd::new(&process, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&PATIENCE.try_into().unwrap())).unwrap() == 1
+    }
+
+    /// Where in the host's kernel the process is.
+    fn place(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/wchan", self.process.id())).unwrap_or_default()
+    }
+
+    /// A connection to one of the machine's sockets.
+    pub(crate) fn connect(&self, socket: &Path) -> UnixStream {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 
     /// Waits for the end: the status, and all that the console showed.
     pub(crate) fn end(mut self) -> (ExitStatus, Vec<u8>) {
         let mut output = Vec::new();
         self.console.read_to_end(&mut output).unwrap();
-        (self.process.wait().unwrap(), output)
+        (self.wait(), output)
     }
 }
 
@@ -161,7 +206,14 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // One that has ended cannot be killed, and need not be.
         let _ = self.process.kill();
-        let _ = self.process.wait();
+        if self.has_ended() {
+            let _ = self.process.wait();
+        } else {
+            eprintln!("process {} stays behind, in {}", self.process.id(), self.place());
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the machine's log ---\n{}---", String::from_utf8_lossy(&content(&self.log)));
+        }
     }
 }
 
@@ -170,6 +222,9 @@ fn content(file: &File) -> Vec<u8> {
     file.read_exact_at(&mut content, 0).unwrap();
     content
 }
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A 64-bit ELF file that loads `code` at 1 MiB and begins there.
 pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
