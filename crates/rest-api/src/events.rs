@@ -60,6 +60,25 @@ pub enum EventKind {
     Swept,
 }
 
+impl EventKind {
+    /// As it is written: in JSON, as `event:` of a stream, and for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Launched => "launched",
+            Self::StateChanged => "state-changed",
+            Self::RebootRequested => "reboot-requested",
+            Self::Rebooted => "rebooted",
+            Self::Panicked => "panicked",
+            Self::Modified => "modified",
+            Self::Throttled => "throttled",
+            Self::StepFailed => "step-failed",
+            Self::Adopted => "adopted",
+            Self::MachineEnded => "machine-ended",
+            Self::Swept => "swept",
+        }
+    }
+}
+
 /// Which events to list.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams, PartialEq, Serialize)]
 #[into_params(parameter_in = Query)]
@@ -106,3 +125,27 @@ pub struct EventList {
 pub const LAST_EVENT_ID_HEADER: &str = "last-event-id";
 /// The most that one list holds.
 pub const EVENTS_PAGE_MAX: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::EventKind;
+
+    #[test]
+    fn names_are_as_serde_writes_them() {
+        for kind in [
+            EventKind::Launched,
+            EventKind::StateChanged,
+            EventKind::RebootRequested,
+            EventKind::Rebooted,
+            EventKind::Panicked,
+            EventKind::Modified,
+            EventKind::Throttled,
+            EventKind::StepFailed,
+            EventKind::Adopted,
+            EventKind::MachineEnded,
+            EventKind::Swept,
+        ] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
+}

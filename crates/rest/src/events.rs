@@ -82,7 +82,7 @@ async fn stream(
             let shown = shown(&event);
             let Ok(data) = serde_json::to_string(&shown) else { continue };
             let message =
-                sse::Event::default().id(shown.sequence.to_string()).event(name(shown.kind)).data(data);
+                sse::Event::default().id(shown.sequence.to_string()).event(shown.kind.name()).data(data);
             tokio::select! {
                 sent = sender.send(Ok(message)) => if sent.is_err() { return },
                 () = ending.comes() => return,
@@ -175,23 +175,6 @@ fn kind(kind: &cloud::EventKind) -> EventKind {
         cloud::EventKind::Adopted => EventKind::Adopted,
         cloud::EventKind::MachineEnded => EventKind::MachineEnded,
         cloud::EventKind::Swept => EventKind::Swept,
-    }
-}
-
-/// As serde writes it.
-fn name(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::Launched => "launched",
-        EventKind::StateChanged => "state-changed",
-        EventKind::RebootRequested => "reboot-requested",
-        EventKind::Rebooted => "rebooted",
-        EventKind::Panicked => "panicked",
-        EventKind::Modified => "modified",
-        EventKind::Throttled => "throttled",
-        EventKind::StepFailed => "step-failed",
-        EventKind::Adopted => "adopted",
-        EventKind::MachineEnded => "machine-ended",
-        EventKind::Swept => "swept",
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap_complete::ArgValueCompleter;
-use ec2vmm_rest_api::{EVENTS_PAGE_MAX, Event, EventKind, EventList, Timeline};
+use ec2vmm_rest_api::{EVENTS_PAGE_MAX, Event, EventList, Timeline};
 
 use crate::{
     Done,
@@ -144,24 +144,9 @@ fn print(event: &Event, json: bool) -> Result<(), Error> {
 /// One line for people. As the columns are of known width, lines that come later fit those before.
 fn line(event: &Event) -> String {
     let id = event.instance_id.as_deref().unwrap_or("-");
-    let line = format!("{}  {id:ID_WIDTH$}  {:KIND_WIDTH$}  {}", event.time, kind(event.kind), event.message);
+    let line =
+        format!("{}  {id:ID_WIDTH$}  {:KIND_WIDTH$}  {}", event.time, event.kind.name(), event.message);
     output::printable(line.trim_end()) + "\n"
-}
-
-fn kind(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::Launched => "launched",
-        EventKind::StateChanged => "state-changed",
-        EventKind::RebootRequested => "reboot-requested",
-        EventKind::Rebooted => "rebooted",
-        EventKind::Panicked => "panicked",
-        EventKind::Modified => "modified",
-        EventKind::Throttled => "throttled",
-        EventKind::StepFailed => "step-failed",
-        EventKind::Adopted => "adopted",
-        EventKind::MachineEnded => "machine-ended",
-        EventKind::Swept => "swept",
-    }
 }
 
 fn timeline(client: &Client, id: &str, args: &EventsArgs, environment: &Environment) -> Done {
