@@ -19,6 +19,8 @@ mod run_dir;
 mod volumes;
 
 #[cfg(test)]
+mod killer;
+#[cfg(test)]
 mod tests;
 
 use std::{

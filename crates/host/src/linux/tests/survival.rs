@@ -1,45 +1,14 @@
 //! What a daemon leaves that is killed while it starts a machine, or removes one, after every change that it
 //! makes; and how the next one completes or removes it.
 
-use std::{
-    os::unix::process::ExitStatusExt,
-    process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
-};
-
-use tracing::{Event, Metadata, Subscriber, span};
+use std::{os::unix::process::ExitStatusExt, process::Command};
 
 use super::{Ending, Host, InstanceId, NewsKind, Site, VolumeId, hear, plan};
-use crate::linux::CHANGES;
+use crate::linux::{
+    CHANGES,
+    killer::{DIE_AFTER, die_after},
+};
 
-/// Kills this process right after a change.
-struct Killer {
-    after: usize,
-    changes: AtomicUsize,
-}
-
-impl Subscriber for Killer {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == CHANGES
-    }
-
-    fn event(&self, _event: &Event<'_>) {
-        if self.changes.fetch_add(1, Ordering::SeqCst) + 1 == self.after {
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
-        }
-    }
-
-    fn new_span(&self, _span: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _span: &span::Id, _values: &span::Record<'_>) {}
-    fn record_follows_from(&self, _span: &span::Id, _follows: &span::Id) {}
-    fn enter(&self, _span: &span::Id) {}
-    fn exit(&self, _span: &span::Id) {}
-}
-
-const DIE_AFTER: &str = "EC2VMM_TEST_DIE_AFTER";
 const FOLDER: &str = "EC2VMM_TEST_FOLDER";
 const CGROUP: &str = "EC2VMM_TEST_CGROUP";
 const VICTIM: &str = "linux::tests::survival::victim";
@@ -54,7 +23,7 @@ async fn victim() {
         return;
     };
     let after = after.parse().unwrap();
-    tracing::subscriber::set_global_default(Killer { after, changes: AtomicUsize::new(0) }).unwrap();
+    die_after(after, CHANGES);
     let linux = super::open(folder.as_ref(), cgroup.into(), "run").await;
     let plan = plan(&linux, 1).await;
     linux.start_machine(&plan).await.unwrap();

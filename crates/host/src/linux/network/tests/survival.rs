@@ -1,46 +1,16 @@
 //! What crashes leave, and how it is completed or removed.
 
-use std::{
-    os::unix::process::ExitStatusExt,
-    sync::atomic::{AtomicUsize, Ordering},
-};
-
-use tracing::{Event, Metadata, Subscriber, span};
+use std::os::unix::process::ExitStatusExt;
 
 use super::lab::{
     ALONE, Computer, alone, config, interface_id, interface_plan, network_plan, process_beside, run, shell,
     text, vpc,
 };
-use crate::linux::network::{CHANGES, Error, Network};
+use crate::linux::{
+    killer::{DIE_AFTER, die_after},
+    network::{CHANGES, Error, Network},
+};
 
-/// Kills this process right after a change.
-struct Killer {
-    after: usize,
-    changes: AtomicUsize,
-}
-
-impl Subscriber for Killer {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == CHANGES
-    }
-
-    fn event(&self, _event: &Event<'_>) {
-        if self.changes.fetch_add(1, Ordering::SeqCst) + 1 == self.after {
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
-        }
-    }
-
-    fn new_span(&self, _span: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _span: &span::Id, _values: &span::Record<'_>) {}
-    fn record_follows_from(&self, _span: &span::Id, _follows: &span::Id) {}
-    fn enter(&self, _span: &span::Id) {}
-    fn exit(&self, _span: &span::Id) {}
-}
-
-const DIE_AFTER: &str = "EC2VMM_TEST_DIE_AFTER";
 const VICTIM: &str = "linux::network::tests::survival::victim";
 
 /// Makes everything, and removes everything again.
@@ -50,7 +20,7 @@ fn victim() {
     let (Some(_), Some(after)) = (std::env::var_os(ALONE), std::env::var_os(DIE_AFTER)) else { return };
     let after = after.to_str().unwrap().parse().unwrap();
     alone(async || {
-        tracing::subscriber::set_global_default(Killer { after, changes: AtomicUsize::new(0) }).unwrap();
+        die_after(after, CHANGES);
         let network = Network::start(config()).await.unwrap();
         make(&network).await;
         network.remove_interface(&interface_id(10)).await.unwrap();
