@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{daemon::Daemon, machine::poll, place};
+use crate::{daemon::Daemon, machine::poll, place, ssh};
 
 #[test]
 #[ignore = "boots Linux"]
@@ -184,17 +184,8 @@ fn ssh(key: &Path, address: &str, command: &str) -> String {
 }
 
 fn try_ssh(key: &Path, address: &str, command: &str) -> Option<String> {
-    let options = [
-        "StrictHostKeyChecking=no",
-        "UserKnownHostsFile=/dev/null",
-        "LogLevel=ERROR",
-        "BatchMode=yes",
-        "ConnectTimeout=5",
-        "ServerAliveInterval=5",
-    ];
-    let mut ssh = Command::new("ssh");
-    ssh.args(["-F", "none", "-i"]).arg(key).args(options.iter().flat_map(|option| ["-o", option]));
-    let output = ssh.arg(format!("root@{address}")).arg(command).output().unwrap();
+    let options = ["ConnectTimeout=5", "ServerAliveInterval=5"];
+    let output = ssh::command(key, address, &options, command).output().unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
 }
 

@@ -20,5 +20,6 @@ mod machine;
 mod minimal;
 mod network;
 mod place;
+mod ssh;
 mod terminal;
 mod transcript;

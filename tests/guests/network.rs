@@ -15,7 +15,7 @@ use crate::{
     hard_kills::run,
     machine::{Machine, Plan, poll},
     minimal::{power_off, ready},
-    place,
+    place, ssh,
 };
 
 #[test]
@@ -46,11 +46,7 @@ fn a_tap() {
 }
 
 fn ssh(key: &Path, command: &str) -> String {
-    let options =
-        ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes"];
-    let mut ssh = Command::new("ssh");
-    ssh.args(["-F", "none", "-i"]).arg(key).args(options.iter().flat_map(|option| ["-o", option]));
-    run(ssh.arg(format!("root@{GUEST}")).arg(command))
+    run(&mut ssh::command(key, GUEST, &[], command))
 }
 
 fn a_busy_tap_is_refused() {
