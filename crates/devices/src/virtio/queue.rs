@@ -236,6 +236,9 @@ fn fault(queue: u16, source: virtio_queue::Error) -> GuestFault {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use virtio_queue::QueueT;
     use vm_memory::{Bytes, GuestAddress};
