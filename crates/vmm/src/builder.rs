@@ -121,7 +121,10 @@ fn build(
 }
 
 /// What the contract promises, before anything is made.
-fn check(config: &MachineConfig) -> Result<(), MachineError> {
+///
+/// # Errors
+/// The configuration is outside of the contract's limits.
+pub fn check(config: &MachineConfig) -> Result<(), MachineError> {
     let limits = [
         (config.version != ec2vmm_vmm_api::VERSION, "the configuration is of another version"),
         (!(1..=config::CPUS_MAX).contains(&config.cpus), "a machine has 1 to 64 vCPUs"),

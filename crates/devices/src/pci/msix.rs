@@ -220,4 +220,6 @@ const CONTROL_MASK: u16 = 1 << 14;
 const CONTROL_ENABLE: u16 = 1 << 15;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -175,6 +175,9 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 const BAR_64_BIT: u64 = 0b100;
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::{Ids, Registers};
 

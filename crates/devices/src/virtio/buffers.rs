@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, VolatileSlice};
 
-use super::queue::Chain;
+use super::queue::{Chain, DESCRIPTORS_MAX};
 use crate::Memory;
 
 /// An ordered list of pieces of guest memory.
@@ -36,10 +36,6 @@ pub enum BadChain {
     #[error("more than {DESCRIPTORS_MAX} descriptors")]
     TooLong,
 }
-
-/// The most descriptors of one chain that are looked at: what the longest queue can hold. A chain
-/// in an indirect table could be sixty times as long, for the price of one descriptor.
-pub const DESCRIPTORS_MAX: usize = 1024;
 
 impl Buffers {
     /// No buffers, of this memory.

@@ -10,8 +10,10 @@
 )]
 
 mod guests;
+mod hostile;
 mod machine;
 mod memory;
+mod reboots;
 
 use std::io::{BufRead, BufReader, Read, Write};
 

@@ -8,7 +8,7 @@ use crate::{guests, machine};
 
 /// Private pages of a process in KiB, but for those of mappings for which huge pages were asked:
 /// the guest's memory (Linux, Documentation/filesystems/proc.rst, "smaps").
-fn private_kib_beyond_the_guests(pid: u32) -> u64 {
+pub(crate) fn private_kib_beyond_the_guests(pid: u32) -> u64 {
     let (mut sum, mut mapping) = (0, 0);
     for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
         let mut words = line.split_whitespace();
