@@ -9,7 +9,7 @@ use std::{
 
 use ec2vmm_devices::{
     pci::Link,
-    virtio::{GuestFault, VirtQueue, VirtioDevice, Wake},
+    virtio::{CommandError, DeviceAnswer, DeviceCommand, GuestFault, VirtQueue, VirtioDevice, Wake},
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -106,6 +106,14 @@ impl Slot {
         if let Some(link) = &self.link {
             link.reset_done();
         }
+    }
+
+    /// The host asks something of the device.
+    ///
+    /// # Errors
+    /// The device cannot; nothing has changed.
+    pub fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        self.device.command(command)
     }
 
     /// Whether a driver uses it.
