@@ -73,6 +73,7 @@ pub const RECORD_BYTES: u64 = 4 * 1024;
 
 /// What the machine says of itself by SMBIOS (DSP0134): cloud-init chooses its data source by it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// System UUID. One that starts with `ec2` promises a metadata service at 169.254.169.254.
@@ -107,6 +108,7 @@ pub enum Boot {
 
 /// How a file holds a disk. Recorded, never probed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// Byte N of the file is byte N of the disk.

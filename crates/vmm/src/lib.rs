@@ -26,6 +26,7 @@ pub mod memory;
 pub mod net;
 pub mod outlet;
 pub mod panic_device;
+pub mod parts;
 pub mod reclaim;
 pub mod report;
 pub mod slots;

@@ -184,6 +184,8 @@ fn cut(event: &mut Event, limit: usize) {
         | Event::Reset { .. }
         | Event::Paused { .. }
         | Event::Resumed { .. }
+        | Event::Attached { .. }
+        | Event::Detached { .. }
         | Event::Panicked { .. }
         | Event::Ended { .. } => {}
     }

@@ -185,6 +185,8 @@ impl Follower {
             | Event::Reset { us }
             | Event::Paused { us }
             | Event::Resumed { us }
+            | Event::Attached { us, .. }
+            | Event::Detached { us, .. }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -192,9 +194,13 @@ impl Follower {
         match event {
             Event::Loaded { .. } => self.loaded_us = us,
             Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } => self.run(us),
-            // Only one that runs is paused. As to the end: the record says it too, and whether the process
-            // is gone is another matter.
-            Event::Paused { .. } | Event::Resumed { .. } | Event::Ended { .. } => {}
+            // Only one that runs is paused, or given devices. As to the end: the record says it too, and
+            // whether the process is gone is another matter.
+            Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::Attached { .. }
+            | Event::Detached { .. }
+            | Event::Ended { .. } => {}
         }
         if is_news {
             self.told_until_us = Some(us);
@@ -205,6 +211,8 @@ impl Follower {
                 | Event::Running { .. }
                 | Event::Paused { .. }
                 | Event::Resumed { .. }
+                | Event::Attached { .. }
+                | Event::Detached { .. }
                 | Event::Ended { .. } => {}
             }
         }

@@ -10,6 +10,7 @@
 )]
 
 mod guests;
+mod hot_plug;
 mod machine;
 mod memory;
 mod pause;
