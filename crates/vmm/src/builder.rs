@@ -20,6 +20,7 @@ use ec2vmm_vmm_api::{
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
     block::{Access, OpenDisk},
@@ -94,6 +95,11 @@ fn build(
         .map_err(MachineError::system("making the control socket"))?;
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
     let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
+    let watch_timer = watch_timer.map_err(|error| MachineError::System {
+        what: "making the timer of the watch",
+        source: error.into(),
+    })?;
     Ok(move |report| Machine {
         kvm,
         memory,
@@ -106,6 +112,7 @@ fn build(
         lifeline,
         event_loop,
         mailbox,
+        watch_timer,
         counters: Arc::default(),
         state: State::Starting,
         end: None,

@@ -33,6 +33,7 @@ pub mod slots;
 pub mod smbios;
 pub mod vcpu;
 pub mod vm;
+pub mod watch;
 pub mod wiring;
 pub mod x86_64;
 

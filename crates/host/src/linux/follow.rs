@@ -187,6 +187,8 @@ impl Follower {
             | Event::Resumed { us }
             | Event::Attached { us, .. }
             | Event::Detached { us, .. }
+            | Event::Stuck { us, .. }
+            | Event::Recovered { us, .. }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -200,6 +202,8 @@ impl Follower {
             | Event::Resumed { .. }
             | Event::Attached { .. }
             | Event::Detached { .. }
+            | Event::Stuck { .. }
+            | Event::Recovered { .. }
             | Event::Ended { .. } => {}
         }
         if is_news {
@@ -207,6 +211,12 @@ impl Follower {
             match event {
                 Event::Reset { .. } => self.tell(NewsKind::Rebooted),
                 Event::Panicked { .. } => self.tell(NewsKind::Panicked),
+                Event::Stuck { vcpu, rip, .. } => {
+                    tracing::warn!(instance = %self.life.instance, vcpu, rip = format!("{rip:#x}"), "a vCPU is stuck");
+                }
+                Event::Recovered { vcpu, .. } => {
+                    tracing::info!(instance = %self.life.instance, vcpu, "a vCPU is no longer stuck");
+                }
                 Event::Loaded { .. }
                 | Event::Running { .. }
                 | Event::Paused { .. }

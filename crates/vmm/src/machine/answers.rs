@@ -42,7 +42,7 @@ impl Handler for Answers<'_> {
     }
 
     fn metrics(&self) -> Metrics {
-        self.machine.metrics()
+        self.machine.metrics(self.run)
     }
 
     fn events(&self) -> Vec<u8> {

@@ -14,6 +14,7 @@ mod hot_plug;
 mod machine;
 mod memory;
 mod pause;
+mod stuck;
 
 use std::io::{BufRead, BufReader, Read, Write};
 
