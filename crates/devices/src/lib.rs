@@ -7,8 +7,10 @@
 pub mod console;
 pub mod pci;
 pub mod pvpanic;
+pub mod rate_limit;
 pub mod rtc;
 pub mod serial;
+pub mod time;
 pub mod virtio;
 
 /// Guest memory, as every crate of the monitor sees it.
