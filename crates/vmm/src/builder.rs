@@ -14,8 +14,8 @@ use ec2vmm_devices::{
     rtc::Rtc,
     virtio::{
         VirtioDevice,
-        balloon::Balloon,
-        block::{Block, Options},
+        balloon::{self, Balloon},
+        block::{self as block_device, Block},
         rng::Rng,
         vsock::Vsock,
     },
@@ -31,7 +31,7 @@ use kvm_ioctls::Kvm;
 use crate::{
     block::{self, Access, OpenDisk},
     boot_source::BootSource,
-    clock::HostClock,
+    clock::{HostClock, MonotonicTimer},
     console::Console,
     control::ControlServer,
     entropy::KernelEntropy,
@@ -41,6 +41,7 @@ use crate::{
     machine::Machine,
     mailbox::Mailbox,
     memory, net,
+    rate_limits::limiter,
     reclaim::Madvise,
     report::Report,
     slots::Slot,
@@ -122,6 +123,7 @@ fn build(
 
 /// What the contract promises, before anything is made.
 fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    let queues = 1..=config::QUEUES_MAX;
     let limits = [
         (config.version != ec2vmm_vmm_api::VERSION, "the configuration is of another version"),
         (!(1..=config::CPUS_MAX).contains(&config.cpus), "a machine has 1 to 64 vCPUs"),
@@ -129,6 +131,21 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
         (config.disks.iter().any(|disk| disk.layers.is_empty()), "a disk has at least one layer"),
+        (
+            config.disks.iter().filter_map(|disk| disk.queues).any(|count| !queues.contains(&count)),
+            "a disk has 1 to 16 queues",
+        ),
+        (
+            config
+                .nets
+                .iter()
+                .any(|net| !u16::try_from(net.taps.len()).is_ok_and(|count| queues.contains(&count))),
+            "a network interface has 1 to 16 queues of a tap",
+        ),
+        (
+            config.nets.iter().filter_map(|net| net.mtu).any(|mtu| mtu < config::MTU_MIN),
+            "a network interface has an MTU of at least 68 bytes",
+        ),
     ];
     match limits.iter().find(|(broken, _)| *broken) {
         Some((_, law)) => Err(MachineError::Config((*law).into())),
@@ -201,7 +218,7 @@ fn open_boot(
 fn devices(
     config: &MachineConfig,
     vsock: Option<OwnedFd>,
-    taps: Vec<OwnedFd>,
+    taps: Vec<Vec<OwnedFd>>,
     memory: &Arc<Memory>,
     disks: Vec<OpenDisk>,
 ) -> Result<Vec<Slot>, MachineError> {
@@ -211,24 +228,36 @@ fn devices(
         slots.push(slot);
         Ok::<_, MachineError>(())
     };
-    let rng = Rng::new(KernelEntropy).map_err(MachineError::system("making the entropy device"))?;
+    let rng = limiter(config.entropy.rate_limit)
+        .and_then(|limiter| Rng::new(KernelEntropy, limiter))
+        .map_err(MachineError::system("making the entropy device"))?;
     add("rng".into(), RNG, Box::new(rng))?;
-    let balloon =
-        Balloon::new(Madvise::new(Arc::clone(memory))).map_err(MachineError::system("making the balloon"))?;
+    let config::Balloon { deflate_on_oom, free_page_reporting } = config.balloon;
+    let memory_bytes = config.memory_mib.saturating_mul(1 << 20);
+    let options = balloon::Options { memory_bytes, deflate_on_oom, free_page_reporting };
+    let balloon = MonotonicTimer::new()
+        .and_then(|clock| Balloon::new(Madvise::new(Arc::clone(memory)), options, Box::new(clock)))
+        .map_err(MachineError::system("making the balloon"))?;
     add("balloon".into(), BALLOON, Box::new(balloon))?;
     if let Some((vsock, listener)) = config.vsock.as_ref().zip(vsock) {
         let device = Vsock::new(vsock.cid, UnixListener::from(listener))
             .map_err(MachineError::system("making the vsock device"))?;
         add("vsock".into(), VSOCK, Box::new(device))?;
     }
+    let usual_queues = config::QUEUES_USUAL_MAX.min(config.cpus.into());
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
-        let options = Options { serial: config.serial.clone(), read_only: config.read_only, queues: 1 };
-        let device =
-            Block::new(disk.backend, &options).map_err(|error| MachineError::Config(error.to_string()))?;
+        let options = block_device::Options {
+            serial: config.serial.clone(),
+            read_only: config.read_only,
+            queues: config.queues.unwrap_or(usual_queues),
+        };
+        let limiter = limiter(config.rate_limit).map_err(MachineError::system("making a timer"))?;
+        let device = Block::new(disk.backend, &options, limiter)
+            .map_err(|error| MachineError::Config(error.to_string()))?;
         add(format!("block{index}"), DISK_FIRST + index, Box::new(device))?;
     }
-    for ((index, net), tap) in (0..).zip(&config.nets).zip(taps) {
-        let device = net::device(tap, net.mac).map_err(MachineError::system("making a network device"))?;
+    for ((index, net), taps) in (0..).zip(&config.nets).zip(taps) {
+        let device = net::device(taps, net).map_err(MachineError::system("making a network device"))?;
         add(format!("net{index}"), NET_FIRST + index, device)?;
     }
     Ok(slots)

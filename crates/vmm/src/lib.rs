@@ -25,6 +25,7 @@ pub mod memory;
 pub mod net;
 pub mod outlet;
 pub mod panic_device;
+pub mod rate_limits;
 pub mod reclaim;
 pub mod report;
 pub mod slots;
