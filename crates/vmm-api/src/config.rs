@@ -63,6 +63,18 @@ pub struct MachineConfig {
     /// A pipe or socket whose other end the owner holds: the machine ends when it is closed there.
     /// Without one the machine outlives whoever started it.
     pub lifeline: Option<Fd>,
+    /// For how long a vCPU may be busy with interrupts off before [`crate::Event::Stuck`] tells of it,
+    /// seconds. 0: nobody looks.
+    #[serde(default = "stuck_after_s")]
+    pub stuck_after_s: u32,
+}
+
+/// [`MachineConfig::stuck_after_s`] where nothing is said: beyond what a kernel's start takes, and about as long
+/// as guests' own watchdogs wait.
+pub const STUCK_AFTER_S_USUAL: u32 = 30;
+
+fn stuck_after_s() -> u32 {
+    STUCK_AFTER_S_USUAL
 }
 
 /// The least memory a machine can have, MiB.
@@ -89,6 +101,7 @@ pub const RECORD_BYTES: u64 = 4 * 1024;
 
 /// What the machine says of itself by SMBIOS (DSP0134): cloud-init chooses its data source by it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// System UUID. One that starts with `ec2` promises a metadata service at 169.254.169.254.
@@ -123,6 +136,7 @@ pub enum Boot {
 
 /// How a file holds a disk. Recorded, never probed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// Byte N of the file is byte N of the disk.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a machine ended.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Exit {
     /// The guest powered itself off, or its power was cut on request.
@@ -27,6 +28,7 @@ impl Exit {
 
 /// A failure as people read it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Failure {
     /// What kind.
     pub kind: FailureKind,
@@ -41,6 +43,7 @@ macro_rules! failure_kinds {
         /// What can go wrong on the way to a running machine, or end one. Shared by `ec2vmm` and
         /// `ec2vmm-vmm`, so that both exit with the same status.
         #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[serde(rename_all = "snake_case")]
         pub enum FailureKind { $($(#[$doc])+ $name,)+ }
 

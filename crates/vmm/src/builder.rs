@@ -13,23 +13,21 @@ use ec2vmm_devices::{
     Memory,
     rtc::Rtc,
     virtio::{
-        VirtioDevice,
         balloon::{self, Balloon},
-        block::{self as block_device, Block},
         rng::Rng,
         vsock::Vsock,
     },
 };
-use ec2vmm_image as image;
 use ec2vmm_vmm_api::{
     Exit, MachineConfig,
-    config::{self, Boot, Format},
+    config::{self, Boot},
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
-    block::{self, Access, OpenDisk},
+    block::{Access, OpenDisk},
     boot_source::BootSource,
     clock::{HostClock, MonotonicTimer},
     console::Console,
@@ -40,11 +38,12 @@ use crate::{
     inherited::{BootFiles, Descriptors, Inherited},
     machine::Machine,
     mailbox::Mailbox,
-    memory, net,
+    memory,
+    parts::{self, DiskSpec, NetSpec},
     rate_limits::limiter,
     reclaim::Madvise,
     report::Report,
-    slots::Slot,
+    slots::{DISKS, NETS, Part, Slot, Slots},
     vcpu,
 };
 
@@ -101,6 +100,11 @@ fn build(
         .map_err(MachineError::system("making the control socket"))?;
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
     let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
+    let watch_timer = watch_timer.map_err(|error| MachineError::System {
+        what: "making the timer of the watch",
+        source: error.into(),
+    })?;
     Ok(move |report| Machine {
         kvm,
         memory,
@@ -109,11 +113,14 @@ fn build(
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
         control,
+        untold: None,
         lifeline,
         event_loop,
         mailbox,
+        watch_timer,
         counters: Arc::default(),
         state: State::Starting,
+        end: None,
         reboots: 0,
         booted: Booted::default(),
         report,
@@ -172,10 +179,8 @@ fn open_kvm(config: &MachineConfig, fd: OwnedFd) -> Result<Kvm, MachineError> {
 
 fn open_disks(configs: &[config::Disk], files: Vec<Vec<OwnedFd>>) -> Result<Vec<OpenDisk>, MachineError> {
     let open = |(index, (disk, files)): (usize, (&config::Disk, Vec<OwnedFd>))| {
-        let layers = disk.layers.iter().zip(files);
-        let layers =
-            layers.map(|(layer, file)| image::Layer { file: file.into(), format: format_of(layer.format) });
-        block::open(layers.collect(), access(disk)).map_err(|source| MachineError::Disk { index, source })
+        let formats = disk.layers.iter().map(|layer| layer.format);
+        parts::open_disk(files, formats, access(disk)).map_err(|source| MachineError::Disk { index, source })
     };
     configs.iter().zip(files).enumerate().map(open).collect()
 }
@@ -185,13 +190,6 @@ fn access(disk: &config::Disk) -> Access {
         (true, _) => Access::ReadOnly,
         (false, true) => Access::Scratch,
         (false, false) => Access::Kept,
-    }
-}
-
-fn format_of(format: Format) -> image::Format {
-    match format {
-        Format::Raw => image::Format::Raw,
-        Format::Qcow2 => image::Format::Qcow2,
     }
 }
 
@@ -221,53 +219,54 @@ fn devices(
     taps: Vec<Vec<OwnedFd>>,
     memory: &Arc<Memory>,
     disks: Vec<OpenDisk>,
-) -> Result<Vec<Slot>, MachineError> {
-    let mut slots = Vec::new();
-    let mut add = |name: String, pci_device: u8, device: Box<dyn VirtioDevice>| {
-        let slot = Slot::new(name, pci_device, device).map_err(MachineError::system("making a doorbell"))?;
-        slots.push(slot);
-        Ok::<_, MachineError>(())
+) -> Result<Slots, MachineError> {
+    let mut slots = Slots::default();
+    let mut add = |slot: Result<Slot, MachineError>| {
+        let no_id = || MachineError::Config("too many devices".into());
+        slots.insert(slot?).map(drop).ok_or_else(no_id)
+    };
+    let fixed = |name: &str, place, device| {
+        Slot::new(name.into(), place, Part::Fixed, device).map_err(MachineError::system("making a doorbell"))
     };
     let rng = limiter(config.entropy.rate_limit)
         .and_then(|limiter| Rng::new(KernelEntropy, limiter))
         .map_err(MachineError::system("making the entropy device"))?;
-    add("rng".into(), RNG, Box::new(rng))?;
+    add(fixed("rng", RNG, Box::new(rng)))?;
     let config::Balloon { deflate_on_oom, free_page_reporting } = config.balloon;
     let memory_bytes = config.memory_mib.saturating_mul(1 << 20);
     let options = balloon::Options { memory_bytes, deflate_on_oom, free_page_reporting };
     let balloon = MonotonicTimer::new()
         .and_then(|clock| Balloon::new(Madvise::new(Arc::clone(memory)), options, Box::new(clock)))
         .map_err(MachineError::system("making the balloon"))?;
-    add("balloon".into(), BALLOON, Box::new(balloon))?;
+    add(fixed("balloon", BALLOON, Box::new(balloon)))?;
     if let Some((vsock, listener)) = config.vsock.as_ref().zip(vsock) {
         let device = Vsock::new(vsock.cid, UnixListener::from(listener))
             .map_err(MachineError::system("making the vsock device"))?;
-        add("vsock".into(), VSOCK, Box::new(device))?;
+        add(fixed("vsock", VSOCK, Box::new(device)))?;
     }
-    let usual_queues = config::QUEUES_USUAL_MAX.min(config.cpus.into());
+    let boots = matches!(config.boot, Boot::Disk { .. });
+    let usual_queues = parts::usual_queues(config.cpus);
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
-        let options = block_device::Options {
+        let spec = DiskSpec {
             serial: config.serial.clone(),
-            read_only: config.read_only,
+            access: access(config),
+            boots: boots && index == 0,
             queues: config.queues.unwrap_or(usual_queues),
+            rate_limit: config.rate_limit,
         };
-        let limiter = limiter(config.rate_limit).map_err(MachineError::system("making a timer"))?;
-        let device = Block::new(disk.backend, &options, limiter)
-            .map_err(|error| MachineError::Config(error.to_string()))?;
-        add(format!("block{index}"), DISK_FIRST + index, Box::new(device))?;
+        add(parts::disk(format!("block{index}"), DISKS.start + index, spec, disk))?;
     }
     for ((index, net), taps) in (0..).zip(&config.nets).zip(taps) {
-        let device = net::device(taps, net).map_err(MachineError::system("making a network device"))?;
-        add(format!("net{index}"), NET_FIRST + index, device)?;
+        let config::Net { taps: _, mac, mtu, receive_limit, transmit_limit } = *net;
+        let spec = NetSpec { mac, mtu, receive_limit, transmit_limit };
+        add(parts::net(format!("net{index}"), NETS.start + index, spec, taps))?;
     }
     Ok(slots)
 }
 
 const KVM_API_VERSION: i32 = 12;
 
-// PCI device numbers. Guests name disks and interfaces by their order, and interfaces by number too.
+// PCI device numbers. Others are in `slots`.
 const RNG: u8 = 1;
 const BALLOON: u8 = 2;
 const VSOCK: u8 = 3;
-const DISK_FIRST: u8 = 5;
-const NET_FIRST: u8 = 21;

@@ -142,7 +142,7 @@ fn disk_kind(kind: image::ErrorKind) -> FailureKind {
 }
 
 /// An error with its causes, after colons.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

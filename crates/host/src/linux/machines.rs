@@ -24,7 +24,6 @@ use uuid::Uuid;
 use super::{
     cgroups::{Cgroup, Cgroups, Limits},
     changed,
-    control::{self, Control},
     error::{blocking, explain, other, system, with_causes},
     follow::{self, Began, Followers, Life, Phase},
     guest_data, pidfd,
@@ -33,6 +32,7 @@ use super::{
 };
 use crate::{
     capacity,
+    control::{self, Control},
     disks::Disk,
     host::{Ending, Error, FoundMachine, MachinePlan, News, Started},
     machine::{Boot, Net, Newborn, Parts, Ways},

@@ -29,6 +29,8 @@ pub struct OpenDisk {
     pub disk: Disk,
     /// For the device.
     pub backend: Box<dyn Backend>,
+    /// The file, where the disk is one raw file.
+    pub raw: Option<File>,
 }
 
 /// What becomes of what the guest writes.
@@ -58,11 +60,12 @@ pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
         Access::Scratch => Disk::open_scratch(layers)?,
     };
     let whole = disk.layers().first().is_some_and(|layer| layer.file_bytes == disk.size());
-    let backend: Box<dyn Backend> = match raw.filter(|_| whole).and_then(|file| by_uring(&file, &disk)) {
-        Some(backend) => Box::new(backend),
-        None => Box::new(ImageBackend::new(disk.clone()).map_err(OpenError::Start)?),
-    };
-    Ok(OpenDisk { disk, backend })
+    let backend: Box<dyn Backend> =
+        match raw.as_ref().filter(|_| whole).and_then(|file| by_uring(file, &disk)) {
+            Some(backend) => Box::new(backend),
+            None => Box::new(ImageBackend::new(disk.clone()).map_err(OpenError::Start)?),
+        };
+    Ok(OpenDisk { disk, backend, raw })
 }
 
 /// None where the kernel has no io_uring, or forbids it.

@@ -26,6 +26,7 @@
 //! | `0x070..0x072` | | [`RTC_PORTS`], clock and its RAM |
 //! | `0x3f8..0x400` | 4 | [`COM1_PORTS`], 16550 |
 //! | `0x600..0x603` | 16 | [`ACPI_PORTS`], sleep and event registers |
+//! | `0x604..0x610` | | [`SLOT_PORTS`], PCI slots that are filled and emptied |
 //! | `0xcf8..0xcfc`, `0xcfc..0xd00` | | [`PCI_CONFIG_ADDRESS_PORT`], [`PCI_CONFIG_DATA_PORTS`] |
 //! | `0xcf9` | | [`RESET_PORT`] |
 //!
@@ -91,6 +92,14 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// Pending events; reading clears them.
 pub const EVENT_STATUS_PORT: u16 = 0x602;
+/// Three registers of 32 bits, a bit a slot of PCI bus 0.
+pub const SLOT_PORTS: Range<u16> = 0x604..0x610;
+/// Slots that were filled; reading clears them.
+pub const SLOTS_FILLED_PORT: u16 = 0x604;
+/// Slots that the guest is asked for; reading clears them.
+pub const SLOTS_WANTED_PORT: u16 = 0x608;
+/// Lets go of slots, by a write.
+pub const SLOTS_EJECT_PORT: u16 = 0x60c;
 /// Selects a register of PCI configuration space, by a write of 4 bytes; the byte behind it is the
 /// reset port's, by a write of 1 byte.
 pub const PCI_CONFIG_ADDRESS_PORT: u16 = 0xcf8;
@@ -105,6 +114,21 @@ pub const RESET_PORT: u16 = 0xcf9;
 pub const IOAPIC_PINS: u32 = 24;
 /// The first line that no pin has: routes of message-signalled interrupts start here.
 pub const MSI_GSI_BASE: u32 = IOAPIC_PINS;
+
+/// The most lines of one PCI function: a vector a queue, and one more.
+pub const MSI_GSIS: u32 = 64;
+
+/// The lines of the function in a PCI slot.
+pub fn msi_gsis(pci_device: u8) -> Range<u32> {
+    let first = MSI_GSI_BASE + u32::from(pci_device) * MSI_GSIS;
+    first..first + MSI_GSIS
+}
+
+/// Where the base address register of the function in a PCI slot is until the guest moves it: `len` bytes,
+/// a power of two.
+pub fn bar(pci_device: u8, len: u64) -> u64 {
+    PCI_WINDOW_32.start + u64::from(pci_device) * len
+}
 
 /// One entry of the map that a guest is given (e820).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -221,6 +245,19 @@ mod tests {
             "#]],
         );
         assert_eq!(ram(3072).len(), 1);
+    }
+
+    #[test]
+    fn every_slot_has_lines_and_addresses_of_its_own() {
+        for slot in 0..32 {
+            assert_eq!(msi_gsis(slot).end, msi_gsis(slot + 1).start);
+            let next = bar(slot + 1, 0x8000);
+            assert_eq!(bar(slot, 0x8000) + 0x8000, next);
+            // There is room for what guests arrange themselves.
+            assert!(next < PCI_WINDOW_32.start + (PCI_WINDOW_32.end - PCI_WINDOW_32.start) / 2);
+        }
+        // KVM_MAX_IRQ_ROUTES of x86.
+        assert!(msi_gsis(31).end <= 4096);
     }
 
     #[test]

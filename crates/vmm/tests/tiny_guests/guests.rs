@@ -184,4 +184,65 @@ guests! {
         "out dx, al"
         "3: hlt"
         "jmp 3b";
+
+    /// Waits for PCI slots to be filled, of which it says '+', and lets go of those that it is asked for, of
+    /// which it says '-'; after each, 'd' or 'e' for a device in slot 5 or none.
+    hot_plug:
+        "2: mov dx, 0x602"
+        "in al, dx"
+        "test al, 2"
+        "jz 2b"
+        "mov dx, 0x604"
+        "in eax, dx"
+        "test eax, eax"
+        "jz 3f"
+        "mov al, '+'"
+        "call 6f"
+        "3: mov dx, 0x608"
+        "in eax, dx"
+        "test eax, eax"
+        "jz 2b"
+        "mov dx, 0x60c"
+        "out dx, eax"
+        "mov al, '-'"
+        "call 6f"
+        "jmp 2b"
+        "6: mov dx, 0x3f8"
+        "out dx, al"
+        "mov ebx, 0xe0028000"
+        "mov eax, [rbx]"
+        "cmp ax, 0x1af4"
+        "mov al, 'd'"
+        "je 7f"
+        "mov al, 'e'"
+        "7: out dx, al"
+        "ret";
+
+    /// Lets go of every PCI slot, again and again.
+    eject_all:
+        "mov dx, 0x60c"
+        "mov eax, -1"
+        "2: out dx, eax"
+        "jmp 2b";
+
+    /// Is busy for ever, and takes interrupts, of which there are none.
+    busy:
+        "sti"
+        "2: jmp 2b";
+
+    /// Is busy with interrupts off until it reads a byte; from then on, with interrupts on.
+    stuck_until_input:
+        "cli"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "sti"
+        "3: jmp 3b";
+
+    /// Waits for interrupts, of which there are none.
+    wait_with_interrupts_on:
+        "2: sti"
+        "hlt"
+        "jmp 2b";
 }

@@ -30,16 +30,19 @@ pub enum Request {
 pub enum Event {
     /// Somebody pressed the power button.
     PowerButton,
+    /// A PCI slot was filled, or is to be let go of: [`super::HotPlug`] says which.
+    Slots,
 }
 
 impl Event {
     /// All events, lowest bit first.
-    pub const ALL: &[Self] = &[Self::PowerButton];
+    pub const ALL: &[Self] = &[Self::PowerButton, Self::Slots];
 
     /// Its bit of the pending-events register.
     pub fn mask(self) -> u8 {
         match self {
             Self::PowerButton => 1 << 0,
+            Self::Slots => 1 << 1,
         }
     }
 }
