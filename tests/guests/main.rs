@@ -14,7 +14,9 @@
 mod bad_images;
 mod daemon;
 mod debian;
+mod devices;
 mod hard_kills;
+mod hot_plug;
 mod instances;
 mod machine;
 mod minimal;

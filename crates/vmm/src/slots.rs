@@ -222,7 +222,11 @@ impl Slot {
     /// # Errors
     /// The device cannot; nothing has changed.
     pub fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
-        self.device.command(command)
+        let answer = self.device.command(command);
+        if let Err(CommandError::Guest(fault)) = &answer {
+            self.fail(fault);
+        }
+        answer
     }
 
     /// Whether a driver uses it.

@@ -15,13 +15,15 @@ use tokio::{
 
 use super::{
     cgroups::Cgroup,
-    control::{Control, Events},
     error::{blocking, system},
     machines::has_run,
     pidfd::Process,
     run_dir::MachineDir,
 };
-use crate::host::{Ending, Error, News, NewsKind};
+use crate::{
+    control::{Control, Events},
+    host::{Ending, Error, News, NewsKind},
+};
 
 /// A machine that is followed.
 #[derive(Debug)]

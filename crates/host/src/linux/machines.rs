@@ -14,14 +14,16 @@ use std::{
 };
 
 use ec2vmm_model::ids::InstanceId;
-use ec2vmm_vmm_api::{Failure, FailureKind, config::Identity};
+use ec2vmm_vmm_api::{
+    Failure, FailureKind,
+    config::{Balloon, Entropy, Identity},
+};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use uuid::Uuid;
 
 use super::{
     cgroups::{Cgroup, Cgroups, Limits},
     changed,
-    control::{self, Control},
     error::{blocking, explain, other, system, with_causes},
     follow::{self, Began, Followers, Life, Phase},
     guest_data, pidfd,
@@ -30,6 +32,7 @@ use super::{
 };
 use crate::{
     capacity,
+    control::{self, Control},
     disks::Disk,
     host::{Ending, Error, FoundMachine, MachinePlan, News, Started},
     machine::{Boot, Net, Newborn, Parts, Ways},
@@ -333,6 +336,8 @@ impl Birth<'_> {
             boot: Boot::Disk { append: None },
             disks,
             nets,
+            balloon: Balloon::default(),
+            entropy: Entropy::default(),
             vsock: None,
             control: Some(control),
         };
