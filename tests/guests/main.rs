@@ -20,6 +20,7 @@ mod machine;
 mod minimal;
 mod network;
 mod place;
+mod reboots;
 mod ssh;
 mod terminal;
 mod transcript;
