@@ -23,6 +23,7 @@ mod minimal;
 mod network;
 mod place;
 mod progress;
+mod reboots;
 mod ssh;
 mod terminal;
 mod transcript;

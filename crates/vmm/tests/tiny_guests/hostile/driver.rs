@@ -27,7 +27,7 @@ pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
 
 /// Entries of every queue.
-pub(crate) const SIZE: u16 = 16;
+pub(crate) const SIZE: u16 = 64;
 /// Where a script's buffers may be.
 pub(crate) const BUFFERS: u64 = 0x180_0000;
 /// The first address that is no memory.
@@ -76,7 +76,9 @@ impl Driver {
         script.write(once(Byte, self.bar + 20, 0xb));
         for &queue in queues {
             let [descriptors, available, used] = self.ring(queue);
-            script.write(Access { width: Quad, at: available, value: 0, times: 0x400, step: 8 });
+            for at in [available, used] {
+                script.write(Access { width: Quad, at, value: 0, times: u64::from(SIZE) + 2, step: 8 });
+            }
             self.set_up(script, queue, [descriptors, available, used]);
         }
         script.write(once(Byte, self.bar + 20, 0xf));

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ec2vmm_vmm_api::{
-    config::{Disk, Format, Layer, Vsock},
+    config::{Disk, Format, Layer, RateLimit, Vsock},
     control::Metrics,
 };
 use rustix::{
@@ -67,7 +67,14 @@ pub(crate) fn with_devices(kernel: &[u8]) -> Machine {
     let mut config = machine::config();
     let layers = vec![Layer { fd: DISK_FD, format: Format::Raw }];
     let serial = "hostile".to_owned();
-    config.disks = vec![Disk { layers, read_only: false, scratch: false, serial }];
+    config.disks = vec![Disk {
+        layers,
+        read_only: false,
+        scratch: false,
+        serial,
+        queues: Some(1),
+        rate_limit: RateLimit::default(),
+    }];
     config.vsock = Some(Vsock { cid: 3, listener: VSOCK_FD });
     let disk = tempfile::tempfile().unwrap();
     disk.set_len(DISK_BYTES).unwrap();

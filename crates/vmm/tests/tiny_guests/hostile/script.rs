@@ -23,6 +23,8 @@ enum Deed {
     WritePort = 3,
     ReadPort = 4,
     Wait = 5,
+    ReadString = 6,
+    WriteString = 7,
 }
 
 /// One access, or many of one kind.
@@ -60,6 +62,12 @@ impl Script {
         self.deed(Deed::ReadPort, access);
     }
 
+    /// So many reads of a port in one instruction, to the address that the value is; then as many writes.
+    pub(crate) fn strings(&mut self, access: Access) {
+        self.deed(Deed::ReadString, access);
+        self.deed(Deed::WriteString, access);
+    }
+
     /// Until the bits of `mask` in the four bytes there are `value`, or until it has looked long enough.
     pub(crate) fn wait(&mut self, at: u64, mask: u32, value: u32) {
         let both = u64::from(mask) << 32 | u64::from(value);
@@ -70,6 +78,13 @@ impl Script {
     pub(crate) fn bytes(&mut self, at: u64, bytes: &[u8]) {
         for (at, byte) in (at..).zip(bytes) {
             self.write(once(Width::Byte, at, (*byte).into()));
+        }
+    }
+
+    /// On the console, which may have been written to as well: it is made to print again.
+    pub(crate) fn sign_of_life(&mut self) {
+        for (register, value) in [(0x3fb, 3), (0x3f9, 0), (0x3fc, 0), (0x3f8, b'-'.into())] {
+            self.write_port(once(Width::Byte, register, value));
         }
     }
 
