@@ -7,7 +7,7 @@ use std::fs;
 
 use ec2vmm_vmm_api::Event;
 
-use crate::{guests, hostile, machine::Machine, memory::private_kib_beyond_the_guests};
+use crate::{guests, hostile, machine::Machine, memory::kib_beyond_the_guests};
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,9 @@ struct Held {
 impl Held {
     fn of(pid: u32) -> Self {
         let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-        Self { kib: private_kib_beyond_the_guests(pid), descriptors: count("fd"), threads: count("task") }
+        // Clean pages are the program's, and private only while no other machine runs.
+        let kib = kib_beyond_the_guests(pid, &["Private_Dirty:"]);
+        Self { kib, descriptors: count("fd"), threads: count("task") }
     }
 
     /// The most of each.

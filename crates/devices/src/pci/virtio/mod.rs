@@ -380,4 +380,6 @@ const PCI_CFG: u8 = 5;
 const WINDOW_DATA: u16 = 16;
 
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod tests;
