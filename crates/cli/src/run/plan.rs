@@ -11,7 +11,7 @@ use ec2vmm_host::{
 use ec2vmm_model::{InstanceType, instance_types};
 use ec2vmm_vmm_api::{
     FailureKind,
-    config::{CPUS_MAX, DISKS_MAX, MEMORY_MIB_MIN, NETS_MAX},
+    config::{Balloon, CPUS_MAX, DISKS_MAX, Entropy, MEMORY_MIB_MIN, NETS_MAX, QUEUES_USUAL_MAX, RateLimit},
 };
 
 use crate::{
@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<Wanted>,
     pub(crate) seed: Seed,
     pub(crate) nets: Vec<Cable>,
+    pub(crate) balloon: Balloon,
+    pub(crate) entropy: Entropy,
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
     pub(crate) console: Console,
@@ -68,6 +70,11 @@ pub(crate) enum Boot {
 pub(crate) struct Cable {
     pub(crate) tap: String,
     pub(crate) mac: [u8; 6],
+    pub(crate) mtu: Option<u16>,
+    /// How many, where the tap can have several.
+    pub(crate) queues: u16,
+    pub(crate) receive: RateLimit,
+    pub(crate) transmit: RateLimit,
 }
 
 /// Where console output goes.
@@ -93,12 +100,17 @@ impl Plan {
             let message = format!("a machine has at most {NETS_MAX} network interfaces");
             return Err(Error::new(FailureKind::Usage, message));
         }
+        let nets = args.net.iter().map(|net| cable(net, size.cpus)).collect();
         Ok(Self {
             size,
             boot: boot(args),
             disks,
             seed,
-            nets: args.net.iter().map(cable).collect(),
+            nets,
+            balloon: args.balloon.0,
+            entropy: Entropy {
+                rate_limit: args.entropy_limit.map_or_else(RateLimit::default, |limit| limit.0),
+            },
             vsock: args.vsock.clone(),
             control: args.control_socket.clone(),
             console: match (&args.console, args.json) {
@@ -191,15 +203,22 @@ fn disks(args: &Run) -> Result<Vec<Wanted>, Error> {
             _ => Writes::Discarded,
         },
         serial: IMAGE_SERIAL.to_owned(),
+        queues: None,
+        rate_limit: args.io_limit.map_or_else(RateLimit::default, |limit| limit.0),
     });
     let more = args.disk.iter().zip(1..).map(|(disk, number)| Wanted {
         path: disk.path.clone(),
         format: disk.format,
         writes: disk.writes,
         serial: disk.serial.clone().unwrap_or_else(|| format!("disk{number}")),
+        queues: disk.queues,
+        rate_limit: disk.rate_limit,
     });
-    if args.image.is_none() && (args.persist || args.read_only || args.snapshot || args.format.is_some()) {
-        let message = "--persist, --read-only, --snapshot and --format are about IMAGE, and there is none";
+    let about_image =
+        args.persist || args.read_only || args.snapshot || args.format.is_some() || args.io_limit.is_some();
+    if args.image.is_none() && about_image {
+        let message =
+            "--persist, --read-only, --snapshot, --format and --io-limit are about IMAGE, and there is none";
         return Err(
             Error::new(FailureKind::Usage, message).hint("give other disks with `--disk FILE,OPTION`")
         );
@@ -232,9 +251,16 @@ fn boot(args: &Run) -> Boot {
     }
 }
 
-fn cable(net: &Net) -> Cable {
+fn cable(net: &Net, cpus: u8) -> Cable {
     let mac = net.mac.map_or_else(|| tap::stable_mac(Path::new("/etc/machine-id"), &net.tap), |mac| mac.0);
-    Cable { tap: net.tap.clone(), mac }
+    Cable {
+        tap: net.tap.clone(),
+        mac,
+        mtu: net.mtu,
+        queues: net.queues.unwrap_or(QUEUES_USUAL_MAX.min(cpus.into())),
+        receive: net.receive,
+        transmit: net.transmit,
+    }
 }
 
 /// A machine without an interface has no network to wait for. systemd's own units wait for one all the
