@@ -19,7 +19,10 @@ use ec2vmm_devices::{
     virtio::{CommandError, DeviceAnswer, DeviceCommand, GuestFault, VirtQueue, VirtioDevice, Wake},
 };
 use ec2vmm_image::Disk;
-use ec2vmm_vmm_api::config;
+use ec2vmm_vmm_api::{
+    config::{self, RateLimit},
+    control::NetLimits,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// All of them.
@@ -91,6 +94,8 @@ pub enum Part {
     Net {
         /// Its hardware address.
         mac: [u8; 6],
+        /// What may pass.
+        limits: NetLimits,
     },
     /// One that stays.
     Fixed,
@@ -106,6 +111,8 @@ pub struct DiskPart {
     pub raw: Option<File>,
     /// The kernel is read from it at each start.
     pub boots: bool,
+    /// What may pass.
+    pub rate_limit: RateLimit,
 }
 
 /// A device and its doorbells.

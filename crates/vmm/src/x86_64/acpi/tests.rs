@@ -150,11 +150,11 @@ fn notified(filled: u8) -> Vec<String> {
 fn events_reach_their_devices() {
     expect![[r#"
         [
-            "PWRB: 0x80 (Status Change)",
             "S005: 0x01 (Device Check)",
-            "S005: 0x03 (Eject Request)",
             "S006: 0x01 (Device Check)",
             "S006: 0x03 (Eject Request)",
+            "PWRB: 0x80 (Status Change)",
+            "S005: 0x03 (Eject Request)",
         ]
     "#]]
     .assert_debug_eq(&notified(0xff));
