@@ -9,6 +9,7 @@ pub mod pci;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod state;
 pub mod virtio;
 
 /// Guest memory, as every crate of the monitor sees it.

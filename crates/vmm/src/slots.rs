@@ -140,7 +140,9 @@ mod tests {
         },
     };
 
-    use ec2vmm_devices::virtio::{ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+    use ec2vmm_devices::virtio::{
+        ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake,
+    };
 
     use super::Slot;
 
@@ -166,6 +168,10 @@ mod tests {
         }
 
         fn reset(&mut self) {}
+
+        fn positions(&self) -> Vec<Position> {
+            Vec::new()
+        }
     }
 
     /// Counts what is logged of the device of this test.

@@ -9,9 +9,9 @@
 //!   (born) ──driver sets DRIVER_OK──► activate ──► wake* ──driver or machine resets──► reset ──► (as born)
 //! ```
 
-use std::{os::fd::RawFd, sync::Arc};
+use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{ConfigSpace, GuestFault, VirtQueue};
+use super::{ConfigSpace, GuestFault, Position, VirtQueue};
 
 /// What the driver can learn before it negotiates. Never changes.
 #[derive(Clone, Debug)]
@@ -69,6 +69,19 @@ pub trait VirtioDevice: Send {
     /// As born: queues are dropped, requests under way are finished or forgotten so that none
     /// touches guest memory after this returns. Safe to call at any time.
     fn reset(&mut self);
+
+    /// Brings all that was written into the file behind the device, whatever the driver has flushed. Nothing
+    /// is under way. May block as long as a disk takes.
+    ///
+    /// # Errors
+    /// What was written is not all there.
+    fn write_back(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Where the device stands in each queue while nothing is under way; chains that it holds but has not used
+    /// count as not taken. Empty for a device that is not at work.
+    fn positions(&self) -> Vec<Position>;
 
     /// Counters by name, for `GET /metrics`.
     fn metrics(&self) -> Vec<(&'static str, u64)> {

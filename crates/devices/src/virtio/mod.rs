@@ -17,4 +17,4 @@ pub use again::Again;
 pub use buffers::Buffers;
 pub use config_space::ConfigSpace;
 pub use device::{Identity, VirtioDevice, Wake};
-pub use queue::{GuestFault, Interrupt, VirtQueue};
+pub use queue::{GuestFault, Interrupt, Position, VirtQueue};
