@@ -6,6 +6,12 @@
 //! | `GET /metrics` | | [`Metrics`] |
 //! | `GET /events` | | [`crate::Event`]s, one a line (`application/x-ndjson`): the last [`EVENTS_KEPT`], then each as it happens, to the end of the machine |
 //! | `PUT /machine/power` | [`PowerRequest`] | 204, at once; the guest takes its time |
+//! | `PUT /machine/pause` | | 204, once the machine stands still |
+//! | `PUT /machine/resume` | | 204; it goes on |
+//!
+//! A machine that is paused executes no instruction, its devices touch nothing of its memory, and what comes
+//! from outside waits. Its clock goes on: it finds that time has passed. To pause one that is paused changes
+//! nothing, nor to resume one that runs. A reset ends the pause.
 //!
 //! Errors are [`Problem`] with a 4xx or 5xx status.
 
@@ -44,6 +50,8 @@ pub enum State {
     Starting,
     /// vCPUs run.
     Running,
+    /// vCPUs and devices stand still until it is resumed.
+    Paused,
     /// Between a reset and the next run.
     Rebooting,
     /// The end has come; the process is about to exit.

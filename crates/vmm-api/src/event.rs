@@ -28,6 +28,16 @@ pub enum Event {
         /// Microseconds since the process started.
         us: u64,
     },
+    /// The machine stands still, as it was asked to.
+    Paused {
+        /// Microseconds since the process started.
+        us: u64,
+    },
+    /// It goes on.
+    Resumed {
+        /// Microseconds since the process started.
+        us: u64,
+    },
     /// The guest's kernel said by pvpanic that it has panicked.
     Panicked {
         /// Microseconds since the process started.

@@ -171,14 +171,27 @@ impl EventLoop {
     /// A device is to be as born: its own descriptors are waited for no more.
     pub fn stop_device(&self, slot: &mut Slot) {
         for fd in slot.sources() {
-            // One that is not waited for, because the device was never started, needs no forgetting.
-            if let Err(error) = self.forget(fd)
-                && error.raw_os_error() != Some(libc::ENOENT)
-            {
-                log::error!("{}: forgetting its descriptor {fd}: {error}", slot.name);
-            }
+            self.forget_if_watched(fd, slot);
         }
         slot.reset();
+    }
+
+    /// A device is to stand still: nothing of its is waited for.
+    pub fn hold(&self, slot: &mut Slot) {
+        for fd in slot.sources().into_iter().chain(slot.kicks().iter().map(|kick| kick.as_raw_fd())) {
+            self.forget_if_watched(fd, slot);
+        }
+        slot.hold();
+    }
+
+    /// A device that stood still goes on, and looks at all that has come meanwhile.
+    pub fn go_on(&self, index: usize, slot: &mut Slot) {
+        if let Err(error) = self.watch_kicks(index, slot) {
+            log::error!("{}: waiting for its doorbells: {error}", slot.name);
+        }
+        if slot.is_active() {
+            self.start_device(index, slot);
+        }
     }
 
     /// Waits until something happens.
@@ -194,6 +207,15 @@ impl EventLoop {
             }
         };
         Ok(self.ready.iter().take(count).filter_map(|event| Source::from_token(event.data())).collect())
+    }
+
+    /// One that is not waited for, because its device was never started, needs no forgetting.
+    fn forget_if_watched(&self, fd: RawFd, slot: &Slot) {
+        if let Err(error) = self.forget(fd)
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
+            log::error!("{}: forgetting its descriptor {fd}: {error}", slot.name);
+        }
     }
 
     fn add(&self, fd: RawFd, source: Source, events: EventSet) -> io::Result<()> {

@@ -16,6 +16,7 @@ pub mod control;
 pub mod entropy;
 pub mod error;
 pub mod event_loop;
+pub mod gate;
 pub mod inherited;
 pub mod limits;
 pub mod lines;

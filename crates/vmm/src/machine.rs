@@ -1,8 +1,9 @@
 //! A machine's life, from power-on to its end.
 //!
 //! ```text
-//!   build ──► power_on ──► serve ──► Ended
+//!   build ──► power_on ──► serve ◄──► paused
 //!                ▲           │
+//!                │           ├──► Ended
 //!                └── Reset ──┘   the same devices and memory, everything else new
 //! ```
 
@@ -36,6 +37,7 @@ use crate::{
     control::{ControlServer, Handler},
     error::MachineError,
     event_loop::{EventLoop, Source},
+    gate::Gate,
     lines::Line,
     mailbox::{Mailbox, Notice},
     memory,
@@ -60,12 +62,16 @@ pub struct Machine {
     /// Keeps its time through reboots.
     pub(crate) rtc: Arc<Mutex<Rtc<HostClock>>>,
     pub(crate) control: Option<ControlServer>,
+    /// Events for those who follow them by the control socket, while that is at work itself.
+    pub(crate) untold: Option<Vec<u8>>,
     /// Held open so that its hang-up can be heard.
     pub(crate) lifeline: Option<OwnedFd>,
     pub(crate) event_loop: EventLoop,
     pub(crate) mailbox: Mailbox,
     pub(crate) counters: Arc<ExitCounters>,
     pub(crate) state: State,
+    /// What the guest or others have asked for, and is done when all that came with it is.
+    pub(crate) end: Option<End>,
     pub(crate) reboots: u64,
     pub(crate) booted: Booted,
 }
@@ -73,6 +79,7 @@ pub struct Machine {
 /// What exists while the machine has power.
 struct Run {
     vcpus: Vec<Vcpu>,
+    gate: Arc<Gate>,
     bus: Arc<Bus>,
     /// Kept while the vCPUs run.
     _vm: Vm,
@@ -80,10 +87,13 @@ struct Run {
 
 /// Why the machine is no longer served.
 #[derive(Debug)]
-enum End {
+pub(crate) enum End {
     Reset,
     Exit(Exit, Option<Failure>),
 }
+
+/// It is too late for what was asked.
+struct Ending;
 
 impl End {
     fn failed(kind: FailureKind, message: String, hint: Option<&str>) -> Self {
@@ -117,6 +127,8 @@ impl Machine {
         let line = self.report.tell(event);
         if let Some(control) = &mut self.control {
             control.publish(line);
+        } else if let Some(untold) = &mut self.untold {
+            untold.extend_from_slice(line);
         }
     }
 
@@ -124,7 +136,7 @@ impl Machine {
         self.watch_sources()?;
         loop {
             let run = self.power_on()?;
-            let end = self.serve(&run.bus);
+            let end = self.serve(&run);
             self.power_off(run);
             match end? {
                 End::Exit(exit, failure) => return Ok((exit, failure)),
@@ -175,10 +187,10 @@ impl Machine {
 
         self.state = State::Running;
         self.tell(|us| Event::Running { us });
-        let mut run = Run { vcpus: Vec::new(), bus, _vm: vm };
+        let mut run = Run { vcpus: Vec::new(), gate: Arc::default(), bus, _vm: vm };
         for (index, vcpu) in (0..).zip(vcpus) {
             let (bus, counters) = (Arc::clone(&run.bus), Arc::clone(&self.counters));
-            match Vcpu::start(vcpu, index, bus, self.mailbox.sender(), counters) {
+            match Vcpu::start(vcpu, index, bus, &run.gate, self.mailbox.sender(), counters) {
                 Ok(vcpu) => run.vcpus.push(vcpu),
                 Err(source) => {
                     self.power_off(run);
@@ -249,90 +261,136 @@ impl Machine {
 
     /// Ends the vCPUs, makes every device as born, and lets go of the VM.
     fn power_off(&mut self, run: Run) {
-        Vcpu::stop_all(run.vcpus);
-        for slot in &mut self.slots {
+        Vcpu::stop_all(run.vcpus, &run.gate);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
             self.event_loop.stop_device(slot);
+            if self.state == State::Paused {
+                self.event_loop.go_on(index, slot);
+            }
         }
         // What the vCPUs had to say is of the past.
         while self.mailbox.take().is_some() {}
     }
 
-    fn serve(&mut self, bus: &Bus) -> Result<End, MachineError> {
+    fn serve(&mut self, run: &Run) -> Result<End, MachineError> {
         loop {
             let ready = self
                 .event_loop
                 .wait()
                 .map_err(|source| MachineError::System { what: "waiting for events", source })?;
             // All of them, even if one is the end: most come only once.
-            let ends: Vec<End> = ready.into_iter().filter_map(|source| self.handle(source, bus)).collect();
-            if let Some(end) = ends.into_iter().next() {
+            ready.into_iter().for_each(|source| self.handle(source, run));
+            if let Some(end) = self.end.take() {
                 return Ok(end);
             }
         }
     }
 
-    fn handle(&mut self, source: Source, bus: &Bus) -> Option<End> {
+    fn handle(&mut self, source: Source, run: &Run) {
         match source {
             Source::Queue { slot, queue } => self.wake(slot, Wake::Queue(queue)),
             Source::Device { slot, source } => self.wake(slot, Wake::Source(source)),
-            Source::Mailbox => return self.hear(),
+            Source::Mailbox => self.mailbox.hear().into_iter().for_each(|notice| self.heed(notice)),
             Source::Console | Source::ConsoleOutput | Source::ConsoleInput | Source::ConsoleClients => {
                 self.console.ready(source);
             }
             Source::Events => self.report.ready(),
-            Source::Control => return self.answer(bus),
-            Source::Lifeline => return Some(End::Exit(Exit::Abandoned, None)),
+            Source::Control => self.answer(run),
+            Source::Lifeline => self.end_with(End::Exit(Exit::Abandoned, None)),
         }
-        None
+    }
+
+    /// The first end counts, but a reset is none where the machine is to exit.
+    fn end_with(&mut self, end: End) {
+        if matches!((&self.end, &end), (None, _) | (Some(End::Reset), End::Exit(..))) {
+            self.end = Some(end);
+        }
     }
 
     fn wake(&mut self, slot: usize, wake: Wake) {
-        if let Some(slot) = self.slots.get_mut(slot) {
+        // What came with the pause is made up for by the resumption, which wakes all.
+        if self.state != State::Paused
+            && let Some(slot) = self.slots.get_mut(slot)
+        {
             slot.wake(wake);
         }
     }
 
-    fn hear(&mut self) -> Option<End> {
-        for notice in self.mailbox.hear() {
-            match notice {
-                Notice::Activate { slot: index, features, queues } => {
-                    if let Some(slot) = self.slots.get_mut(index) {
-                        slot.activate(features, queues);
-                        if slot.is_active() {
-                            self.event_loop.start_device(index, slot);
-                        }
-                    }
-                }
-                Notice::ResetDevice { slot } => {
-                    if let Some(slot) = self.slots.get_mut(slot) {
-                        self.event_loop.stop_device(slot);
-                    }
-                }
-                Notice::Panicked => {
-                    self.tell(|us| Event::Panicked { us });
-                    return Some(End::failed(
-                        FailureKind::GuestPanic,
-                        "the guest's kernel panicked".into(),
-                        Some("the console shows the kernel's last words"),
-                    ));
-                }
-                Notice::VcpuEnded { end } => {
-                    if let Some(end) = vcpu_ended(end) {
-                        return Some(end);
+    fn heed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Activate { slot: index, features, queues } => {
+                if let Some(slot) = self.slots.get_mut(index) {
+                    slot.activate(features, queues);
+                    if slot.is_active() {
+                        self.event_loop.start_device(index, slot);
                     }
                 }
             }
+            Notice::ResetDevice { slot } => {
+                if let Some(slot) = self.slots.get_mut(slot) {
+                    self.event_loop.stop_device(slot);
+                }
+            }
+            Notice::Panicked => {
+                self.tell(|us| Event::Panicked { us });
+                self.end_with(End::failed(
+                    FailureKind::GuestPanic,
+                    "the guest's kernel panicked".into(),
+                    Some("the console shows the kernel's last words"),
+                ));
+            }
+            Notice::VcpuEnded { end } => {
+                if let Some(end) = vcpu_ended(end) {
+                    self.end_with(end);
+                }
+            }
         }
-        None
     }
 
-    fn answer(&mut self, bus: &Bus) -> Option<End> {
-        let mut control = self.control.take()?;
-        let mut answers = Answers { machine: self, bus, end: None };
-        control.ready(&mut answers);
-        let end = answers.end;
+    /// Holds everything that the guest could tell from standing still: its vCPUs, and its devices, which
+    /// finish what is under way and touch its memory no more. Done at once if it is so already.
+    ///
+    /// # Errors
+    /// The guest has ended or asked for a reset just before: that is the next to happen, and no pause.
+    fn pause(&mut self, run: &Run) -> Result<(), Ending> {
+        if self.state == State::Paused {
+            return Ok(());
+        }
+        Vcpu::pause_all(&run.vcpus, &run.gate);
+        // The last words of the vCPUs: after these, devices hear nothing new.
+        while let Some(notice) = self.mailbox.take() {
+            self.heed(notice);
+        }
+        if self.end.is_some() {
+            return Err(Ending);
+        }
+        for slot in &mut self.slots {
+            self.event_loop.hold(slot);
+        }
+        self.state = State::Paused;
+        self.tell(|us| Event::Paused { us });
+        Ok(())
+    }
+
+    /// Lets the guest go on where it was held. Done at once if it runs.
+    fn resume(&mut self, run: &Run) {
+        if self.state != State::Paused {
+            return;
+        }
+        self.state = State::Running;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            self.event_loop.go_on(index, slot);
+        }
+        self.tell(|us| Event::Resumed { us });
+        run.gate.resume();
+    }
+
+    fn answer(&mut self, run: &Run) {
+        let Some(mut control) = self.control.take() else { return };
+        self.untold = Some(Vec::new());
+        control.ready(&mut Answers { machine: self, run });
+        control.publish(&self.untold.take().unwrap_or_default());
         self.control = Some(control);
-        end
     }
 
     fn metrics(&self) -> Metrics {
@@ -384,8 +442,7 @@ fn vcpu_ended(end: VcpuEnd) -> Option<End> {
 /// Answers the control socket.
 struct Answers<'a> {
     machine: &'a mut Machine,
-    bus: &'a Bus,
-    end: Option<End>,
+    run: &'a Run,
 }
 
 impl Handler for Answers<'_> {
@@ -396,7 +453,7 @@ impl Handler for Answers<'_> {
             pid: std::process::id(),
             cpus: machine.config.cpus,
             memory_mib: machine.config.memory_mib,
-            state: if self.end.is_some() { State::Ending } else { machine.state },
+            state: if machine.end.is_some() { State::Ending } else { machine.state },
             reboots: machine.reboots,
             uptime_ms: machine.report.us() / 1000,
             booted: machine.booted.clone(),
@@ -411,17 +468,30 @@ impl Handler for Answers<'_> {
         self.machine.report.kept()
     }
 
+    fn pause(&mut self) -> Result<(), Problem> {
+        self.machine.pause(self.run).map_err(|Ending| Problem {
+            status: 409,
+            detail: "the guest has just ended, or asked for a reset".into(),
+            hint: Some("GET /events tells which; after a reset, ask again".into()),
+        })
+    }
+
+    fn resume(&mut self) -> Result<(), Problem> {
+        self.machine.resume(self.run);
+        Ok(())
+    }
+
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
         match action {
-            PowerAction::PowerButton => self.bus.acpi.raise(acpi::Event::PowerButton).map_err(|error| {
+            PowerAction::PowerButton => self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(|error| {
                 Problem { status: 500, detail: format!("pressing the power button: {error}"), hint: None }
             }),
             PowerAction::Reset => {
-                self.end = Some(End::Reset);
+                self.machine.end_with(End::Reset);
                 Ok(())
             }
             PowerAction::PowerOff => {
-                self.end = Some(End::Exit(Exit::PowerOff, None));
+                self.machine.end_with(End::Exit(Exit::PowerOff, None));
                 Ok(())
             }
         }

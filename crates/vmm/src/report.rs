@@ -180,7 +180,12 @@ fn cut(event: &mut Event, limit: usize) {
             shorten(&mut failure.message);
             failure.hint.iter_mut().for_each(shorten);
         }
-        Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } | Event::Ended { .. } => {}
+        Event::Running { .. }
+        | Event::Reset { .. }
+        | Event::Paused { .. }
+        | Event::Resumed { .. }
+        | Event::Panicked { .. }
+        | Event::Ended { .. } => {}
     }
 }
 

@@ -89,6 +89,16 @@ impl Slot {
         }
     }
 
+    /// Finishes what is under way, because the machine is paused. Whoever calls this wakes every queue and
+    /// source once before the machine goes on.
+    pub fn hold(&mut self) {
+        if self.active
+            && let Err(fault) = self.device.quiesce()
+        {
+            self.fail(&fault);
+        }
+    }
+
     /// As born, because the driver asked or because the machine is reset.
     pub fn reset(&mut self) {
         self.device.reset();

@@ -66,6 +66,15 @@ pub trait VirtioDevice: Send {
     /// `DEVICE_NEEDS_RESET` and calls no more until the reset.
     fn wake(&mut self, wake: Wake) -> Result<(), GuestFault>;
 
+    /// Finish what is under way: guest memory stays as it is from here to the next [`Self::wake`]. For a
+    /// machine that is paused; may block as long as a disk takes.
+    ///
+    /// # Errors
+    /// As of [`Self::wake`].
+    fn quiesce(&mut self) -> Result<(), GuestFault> {
+        Ok(())
+    }
+
     /// As born: queues are dropped, requests under way are finished or forgotten so that none
     /// touches guest memory after this returns. Safe to call at any time.
     fn reset(&mut self);

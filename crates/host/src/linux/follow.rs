@@ -183,6 +183,8 @@ impl Follower {
             Event::Loaded { us, .. }
             | Event::Running { us }
             | Event::Reset { us }
+            | Event::Paused { us }
+            | Event::Resumed { us }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -190,15 +192,20 @@ impl Follower {
         match event {
             Event::Loaded { .. } => self.loaded_us = us,
             Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } => self.run(us),
-            // The record says it too, and whether the process is gone is another matter.
-            Event::Ended { .. } => {}
+            // Only one that runs is paused. As to the end: the record says it too, and whether the process
+            // is gone is another matter.
+            Event::Paused { .. } | Event::Resumed { .. } | Event::Ended { .. } => {}
         }
         if is_news {
             self.told_until_us = Some(us);
             match event {
                 Event::Reset { .. } => self.tell(NewsKind::Rebooted),
                 Event::Panicked { .. } => self.tell(NewsKind::Panicked),
-                Event::Loaded { .. } | Event::Running { .. } | Event::Ended { .. } => {}
+                Event::Loaded { .. }
+                | Event::Running { .. }
+                | Event::Paused { .. }
+                | Event::Resumed { .. }
+                | Event::Ended { .. } => {}
             }
         }
     }

@@ -16,6 +16,18 @@ pub trait Handler {
     /// Its last events, one JSON document a line.
     fn events(&self) -> Vec<u8>;
 
+    /// Makes it stand still, if it does not already.
+    ///
+    /// # Errors
+    /// What to answer instead of 204.
+    fn pause(&mut self) -> Result<(), Problem>;
+
+    /// Lets it go on, if it does not already.
+    ///
+    /// # Errors
+    /// What to answer instead of 204.
+    fn resume(&mut self) -> Result<(), Problem>;
+
     /// Does something to its power.
     ///
     /// # Errors
@@ -76,7 +88,21 @@ const RESOURCES: &[Resource] = &[
     Resource { path: "/events", verb: Verb::Stream(|handler| handler.events()) },
     Resource { path: "/metrics", verb: Verb::Get(|handler| Response::json(&handler.metrics())) },
     Resource { path: "/machine/power", verb: Verb::Put(power) },
+    Resource { path: "/machine/pause", verb: Verb::Put(pause) },
+    Resource { path: "/machine/resume", verb: Verb::Put(resume) },
 ];
+
+fn pause(handler: &mut dyn Handler, request: &Request<'_>) -> Result<Response, Problem> {
+    check_no_content(request)?;
+    handler.pause()?;
+    Ok(Response::no_content())
+}
+
+fn resume(handler: &mut dyn Handler, request: &Request<'_>) -> Result<Response, Problem> {
+    check_no_content(request)?;
+    handler.resume()?;
+    Ok(Response::no_content())
+}
 
 fn power(handler: &mut dyn Handler, request: &Request<'_>) -> Result<Response, Problem> {
     let PowerRequest { action } = read_json(request)?;
@@ -103,7 +129,10 @@ fn is_json(content_type: &[u8]) -> bool {
 fn check_no_content(request: &Request<'_>) -> Result<(), Problem> {
     match request.body {
         [] => Ok(()),
-        _ => Err(problem(400, format!("{} takes no request body", request.method))),
+        _ => {
+            let (method, path) = (request.method, path(request.target));
+            Err(problem(400, format!("{method} {path} takes no request body")))
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use super::{connection::Connection, http::REQUEST_BYTES_MAX, *};
 #[derive(Default)]
 struct Fake {
     done: Vec<PowerAction>,
+    paused: bool,
     counters: usize,
 }
 
@@ -34,7 +35,7 @@ impl Handler for Fake {
             pid: 7,
             cpus: 2,
             memory_mib: 1024,
-            state: State::Running,
+            state: if self.paused { State::Paused } else { State::Running },
             reboots: 0,
             uptime_ms: 5,
             booted: Booted::default(),
@@ -48,6 +49,16 @@ impl Handler for Fake {
 
     fn events(&self) -> Vec<u8> {
         b"{\"event\":\"running\",\"us\":5}\n".to_vec()
+    }
+
+    fn pause(&mut self) -> Result<(), Problem> {
+        self.paused = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Problem> {
+        self.paused = false;
+        Ok(())
     }
 
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
@@ -194,6 +205,23 @@ fn power_actions_reach_the_machine() {
 }
 
 #[test]
+fn a_machine_is_paused_and_resumed() {
+    let mut served = Served::new();
+    for (verb, paused) in [("pause", true), ("pause", true), ("resume", false), ("resume", false)] {
+        let answer = served.talk(format!("PUT /machine/{verb} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        assert_eq!(answer, "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(served.machine.paused, paused);
+    }
+    check_problem(
+        "PUT /machine/pause HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
+        &expect![[r#"
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"PUT /machine/pause takes no request body","hint":null}
+    "#]],
+    );
+}
+
+#[test]
 fn what_the_machine_refuses_is_told() {
     check_problem(
         &put("application/json", r#"{"action":"power_off"}"#),
@@ -210,14 +238,14 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
         HTTP/1.1 404 Not Found
-        {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power"}
+        {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume"}
     "#]],
     );
     check_problem(
         "GET /machine?x=1 HTTP/1.1\r\n\r\n",
         &expect![[r#"
         HTTP/1.1 404 Not Found
-        {"status":404,"detail":"no such resource: /machine?x=1","hint":"there is /machine, /events, /metrics, /machine/power"}
+        {"status":404,"detail":"no such resource: /machine?x=1","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume"}
     "#]],
     );
     check_problem(
@@ -272,7 +300,7 @@ fn wrong_content_is_refused() {
         "GET /machine HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
         &expect![[r#"
         HTTP/1.1 400 Bad Request
-        {"status":400,"detail":"GET takes no request body","hint":null}
+        {"status":400,"detail":"GET /machine takes no request body","hint":null}
     "#]],
     );
 }

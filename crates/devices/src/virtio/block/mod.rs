@@ -1,7 +1,7 @@
 //! virtio-block (virtio 1.2 section 5.2): sectors of a disk that a [`Backend`] serves.
 //!
 //! The device takes requests apart, hands them to the backend and completes them in the order in which
-//! the backend ends them; it never waits for a disk but in [`VirtioDevice::reset`].
+//! the backend ends them; it never waits for a disk but in [`VirtioDevice::quiesce`] and [`VirtioDevice::reset`].
 //!
 //! Limits: 256 descriptors a queue, as many requests under way, and no more once they are 256 MiB; 253
 //! pieces of data a request, of any size; one range of at most 2 GiB a discard or write-zeroes. A disk's size is rounded down to whole
@@ -306,6 +306,15 @@ impl<B: Backend> VirtioDevice for Block<B> {
         }
         // Much of what was submitted has ended by now: the page cache had it.
         self.reap()
+    }
+
+    fn quiesce(&mut self) -> Result<(), GuestFault> {
+        // More than once where a write is followed by the flush that makes it durable.
+        while self.state.under_way.iter().any(Option::is_some) {
+            self.backend.wait_idle();
+            self.reap()?;
+        }
+        Ok(())
     }
 
     fn reset(&mut self) {

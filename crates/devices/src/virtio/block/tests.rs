@@ -291,6 +291,22 @@ fn what_makes_no_sense_is_refused_with_a_status() {
 }
 
 #[test]
+fn a_device_that_is_quiet_has_answered_all_that_it_had_begun() {
+    // Without FLUSH each write is followed by a flush of ours before it is answered.
+    let mut f = fixture_with(false, 0, &options());
+    let (data, status) = (f.guest.buffer(&[7; 512]), f.guest.room(1));
+    let header = f.guest.buffer(&header(WRITE, 3));
+    f.guest.ring(0).add(&[header, data, status]);
+    f.kick();
+    assert_eq!((f.disk.waiting(), f.guest.ring(0).used().len()), (1, 0));
+    f.device.quiesce().unwrap();
+    assert_eq!(f.disk.log(), ["write 3 1", "flush"]);
+    assert_eq!(f.guest.ring(0).used().len(), 1);
+    assert_eq!(f.read(status.address, 1), [OK]);
+    f.device.quiesce().unwrap();
+}
+
+#[test]
 fn a_chain_without_room_for_a_status_is_given_back() {
     let mut f = fixture();
     let out = f.guest.buffer(&header(READ, 0));
