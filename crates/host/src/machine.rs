@@ -362,6 +362,7 @@ impl Handed {
                     cmdline,
                 },
             },
+            restore: None,
             disks: disks.into_iter().map(|disk| self.disk(disk)).collect(),
             nets: nets.into_iter().map(|net| config::Net { tap: self.hand(net.tap), mac: net.mac }).collect(),
             vsock: vsock.map(|listener| config::Vsock { cid: GUEST_CID, listener: self.hand(listener) }),

@@ -9,6 +9,7 @@ use crate::{
 
 /// Something that happened. `us` counts microseconds since the process started.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
     /// Kernel and initrd are in memory.
@@ -20,6 +21,11 @@ pub enum Event {
     },
     /// The first vCPU is about to execute the first guest instruction, after a start or a reset.
     Running {
+        /// Microseconds since the process started.
+        us: u64,
+    },
+    /// The machine is as it was when a snapshot was taken. [`Event::Running`] follows.
+    Restored {
         /// Microseconds since the process started.
         us: u64,
     },
@@ -37,6 +43,21 @@ pub enum Event {
     Resumed {
         /// Microseconds since the process started.
         us: u64,
+    },
+    /// A disk or network interface has been attached, and the guest told.
+    Attached {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which.
+        id: String,
+    },
+    /// A disk or network interface is gone, and its descriptors are closed: the guest has let go of it, was
+    /// forced to, or has been reset since it was asked to.
+    Detached {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which.
+        id: String,
     },
     /// The guest's kernel said by pvpanic that it has panicked.
     Panicked {

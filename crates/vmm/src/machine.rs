@@ -7,6 +7,9 @@
 //!                └── Reset ──┘   the same devices and memory, everything else new
 //! ```
 
+pub(crate) mod answers;
+mod parts;
+
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
@@ -18,15 +21,15 @@ use std::{
 
 use ec2vmm_devices::{
     Memory,
-    pci::{Link, PciBus, VirtioFunction, virtio::BAR_LEN},
+    pci::{PciBus, virtio::BAR_LEN},
     rtc::Rtc,
     virtio::Wake,
 };
 use ec2vmm_vmm_api::{
     Event, Exit, Failure, FailureKind, MachineConfig,
-    control::{Booted, Machine as MachineView, Metrics, PowerAction, Problem, State},
+    control::{Booted, Metrics, State},
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::{
@@ -34,7 +37,7 @@ use crate::{
     bus::Bus,
     clock::HostClock,
     console::Console,
-    control::{ControlServer, Handler},
+    control::ControlServer,
     error::MachineError,
     event_loop::{EventLoop, Source},
     gate::Gate,
@@ -42,12 +45,12 @@ use crate::{
     mailbox::{Mailbox, Notice},
     memory,
     report::Report,
-    slots::Slot,
+    slots::{self, SlotId, Slots},
     smbios,
+    snapshot::{Snapshot, Tracking},
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
-    wiring::KvmWiring,
-    x86_64::{acpi, boot::Entry, layout, registers, reset_vector},
+    x86_64::{acpi, boot::Entry, layout, registers, reset_vector, state::CpuidEntry},
 };
 
 /// A machine, powered on or not.
@@ -57,7 +60,15 @@ pub struct Machine {
     pub(crate) kvm: Kvm,
     pub(crate) memory: Arc<Memory>,
     pub(crate) boot: BootSource,
-    pub(crate) slots: Vec<Slot>,
+    /// To go on from, once.
+    pub(crate) snapshot: Option<Snapshot>,
+    /// Guest memory is mapped from a snapshot's file.
+    pub(crate) mapped: bool,
+    /// What has changed since a snapshot, if that is of interest.
+    pub(crate) tracking: Option<Tracking>,
+    /// The VM generation id.
+    pub(crate) generation: [u8; 16],
+    pub(crate) slots: Slots,
     pub(crate) console: Console,
     /// Keeps its time through reboots.
     pub(crate) rtc: Arc<Mutex<Rtc<HostClock>>>,
@@ -76,13 +87,22 @@ pub struct Machine {
     pub(crate) booted: Booted,
 }
 
+/// A VM with memory and devices, before its vCPUs.
+pub(crate) struct Made {
+    pub(crate) vm: Vm,
+    routes: Arc<InterruptRoutes>,
+    pub(crate) bus: Arc<Bus>,
+}
+
 /// What exists while the machine has power.
-struct Run {
-    vcpus: Vec<Vcpu>,
+pub(crate) struct Run {
+    pub(crate) vcpus: Vec<Vcpu>,
     gate: Arc<Gate>,
-    bus: Arc<Bus>,
-    /// Kept while the vCPUs run.
-    _vm: Vm,
+    pub(crate) bus: Arc<Bus>,
+    routes: Arc<InterruptRoutes>,
+    pub(crate) vm: Vm,
+    /// What CPUID has told each vCPU, if that is another host's.
+    pub(crate) promised: Option<Vec<Vec<CpuidEntry>>>,
 }
 
 /// Why the machine is no longer served.
@@ -93,7 +113,7 @@ pub(crate) enum End {
 }
 
 /// It is too late for what was asked.
-struct Ending;
+pub(crate) struct Ending;
 
 impl End {
     fn failed(kind: FailureKind, message: String, hint: Option<&str>) -> Self {
@@ -123,7 +143,7 @@ impl Machine {
         exit
     }
 
-    fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
+    pub(crate) fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
         let line = self.report.tell(event);
         if let Some(control) = &mut self.control {
             control.publish(line);
@@ -145,9 +165,14 @@ impl Machine {
             self.state = State::Rebooting;
             self.reboots += 1;
             self.tell(|us| Event::Reset { us });
+            self.unplug_leaving();
             self.console.reset();
             self.rtc.lock().unwrap_or_else(PoisonError::into_inner).reset();
-            memory::clear(&self.memory)?;
+            if std::mem::take(&mut self.mapped) {
+                memory::forget_file(&self.memory)?;
+            } else {
+                memory::clear(&self.memory)?;
+            }
         }
     }
 
@@ -162,32 +187,52 @@ impl Machine {
             if let Some(lifeline) = &self.lifeline {
                 self.event_loop.watch_hangup(lifeline, Source::Lifeline)?;
             }
-            self.slots
-                .iter()
-                .enumerate()
-                .try_for_each(|(index, slot)| self.event_loop.watch_kicks(index, slot))
+            self.slots.iter().try_for_each(|(id, slot)| self.event_loop.watch_kicks(id, slot))
         };
         watch().map_err(|source: io::Error| MachineError::System { what: "waiting for events", source })
     }
 
-    /// Reads the kernel, makes a new VM around memory and devices, and lets its vCPUs run.
+    /// Reads the kernel, makes a new VM around memory and devices, and lets its vCPUs run; or goes on from a
+    /// snapshot.
     fn power_on(&mut self) -> Result<Run, MachineError> {
+        if let Some(snapshot) = self.snapshot.take() {
+            return self.go_on_from(snapshot);
+        }
         let (entry, booted) = self.boot.load(&self.memory, self.config.memory_mib, acpi::RSDP)?;
         self.tell(|us| Event::Loaded { us, booted: booted.clone() });
         self.booted = booted;
         self.write_tables(&entry)?;
 
+        let made = self.make_vm()?;
+        if let Some(tracking) = &self.tracking {
+            tracking.start_over(&self.memory, &made.vm)?;
+        }
+        let cpus = self.config.cpus;
+        let vcpus = (0..cpus)
+            .map(|index| Vcpu::create(&made.vm, index, cpus, &entry))
+            .collect::<Result<Vec<_>, KvmError>>()?;
+        self.start(made, vcpus, None)
+    }
+
+    /// A VM with this memory and these devices, and no vCPU.
+    pub(crate) fn make_vm(&mut self) -> Result<Made, MachineError> {
         let vm = Vm::new(&self.kvm, Arc::clone(&self.memory))?;
         let routes = Arc::new(InterruptRoutes::new(Arc::clone(vm.fd())));
         let bus = Arc::new(self.wire(&vm, &routes)?);
-        let cpus = self.config.cpus;
-        let vcpus = (0..cpus)
-            .map(|index| Vcpu::create(&vm, index, cpus, &entry))
-            .collect::<Result<Vec<_>, KvmError>>()?;
+        Ok(Made { vm, routes, bus })
+    }
 
+    /// Lets the vCPUs run.
+    pub(crate) fn start(
+        &mut self,
+        made: Made,
+        vcpus: Vec<VcpuFd>,
+        promised: Option<Vec<Vec<CpuidEntry>>>,
+    ) -> Result<Run, MachineError> {
         self.state = State::Running;
         self.tell(|us| Event::Running { us });
-        let mut run = Run { vcpus: Vec::new(), gate: Arc::default(), bus, _vm: vm };
+        let Made { vm, routes, bus } = made;
+        let mut run = Run { vcpus: Vec::new(), gate: Arc::default(), bus, routes, vm, promised };
         for (index, vcpu) in (0..).zip(vcpus) {
             let (bus, counters) = (Arc::clone(&run.bus), Arc::clone(&self.counters));
             match Vcpu::start(vcpu, index, bus, &run.gate, self.mailbox.sender(), counters) {
@@ -204,11 +249,13 @@ impl Machine {
     /// What the guest finds in memory: ACPI, SMBIOS, and what the first vCPU's registers point to.
     fn write_tables(&self, entry: &Entry) -> Result<(), MachineError> {
         let MachineConfig { cpus, memory_mib, identity, .. } = &self.config;
-        let acpi = acpi::tables(&acpi::Platform { cpus: *cpus, pci_window_64: None })?;
+        let acpi =
+            acpi::tables(&acpi::Platform { cpus: *cpus, pci_window_64: None, pci_slots: slots::PLUGGABLE })?;
         let smbios = smbios::tables(identity, *cpus, *memory_mib)?;
         self.memory
             .write_slice(&acpi, GuestAddress(layout::ACPI_TABLES.start))
             .map_err(MachineError::Tables)?;
+        acpi::generation::write(self.generation, &self.memory).map_err(MachineError::Tables)?;
         self.memory.write_slice(&smbios, GuestAddress(layout::SMBIOS.start)).map_err(MachineError::Tables)?;
         reset_vector::write(&self.memory).map_err(MachineError::Tables)?;
         registers::write_tables(entry, &self.memory).map_err(MachineError::Tables)
@@ -218,28 +265,11 @@ impl Machine {
     fn wire(&mut self, vm: &Vm, routes: &Arc<InterruptRoutes>) -> Result<Bus, MachineError> {
         let failed = |what| move |source| MachineError::System { what, source };
         let pci = PciBus::new();
-        let mut bar = layout::PCI_WINDOW_32.start;
-        let mut gsi = layout::MSI_GSI_BASE;
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            let identity = slot.device().identity();
-            let link = Link::new(identity.queue_sizes.len()).map_err(failed("making interrupt vectors"))?;
-            let wiring = KvmWiring {
-                slot: index,
-                vm: Arc::clone(vm.fd()),
-                link: Arc::clone(&link),
-                routes: Arc::clone(routes),
-                gsi_base: gsi,
-                kicks: slot.kicks().to_vec(),
-                kicks_address: None,
-                news: self.mailbox.sender(),
-            };
-            gsi += u32::try_from(link.eventfds().len()).unwrap_or(u32::MAX);
-            let function =
-                VirtioFunction::new(identity, bar, Arc::clone(&self.memory), Arc::clone(&link), wiring)?;
-            slot.attach(link);
-            bar += BAR_LEN;
-            pci.insert(slot.pci_device, function)?;
+        let ids: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.wire_slot(id, vm, routes, &pci)?;
         }
+        let bar = layout::bar(crate::panic_device::SLOT, BAR_LEN);
         crate::panic_device::insert(&pci, bar, self.mailbox.sender())?;
 
         let acpi_line = Line::new().map_err(failed("making an interrupt line"))?;
@@ -256,16 +286,18 @@ impl Machine {
             serial,
             rtc: Arc::clone(&self.rtc),
             acpi: acpi::Registers::new(acpi_line),
+            hot_plug: acpi::HotPlug::default(),
+            news: self.mailbox.sender(),
         })
     }
 
     /// Ends the vCPUs, makes every device as born, and lets go of the VM.
     fn power_off(&mut self, run: Run) {
         Vcpu::stop_all(run.vcpus, &run.gate);
-        for (index, slot) in self.slots.iter_mut().enumerate() {
+        for (id, slot) in self.slots.iter_mut() {
             self.event_loop.stop_device(slot);
             if self.state == State::Paused {
-                self.event_loop.go_on(index, slot);
+                self.event_loop.go_on(id, slot);
             }
         }
         // What the vCPUs had to say is of the past.
@@ -307,7 +339,7 @@ impl Machine {
         }
     }
 
-    fn wake(&mut self, slot: usize, wake: Wake) {
+    fn wake(&mut self, slot: SlotId, wake: Wake) {
         // What came with the pause is made up for by the resumption, which wakes all.
         if self.state != State::Paused
             && let Some(slot) = self.slots.get_mut(slot)
@@ -316,13 +348,13 @@ impl Machine {
         }
     }
 
-    fn heed(&mut self, notice: Notice) {
+    pub(crate) fn heed(&mut self, notice: Notice) {
         match notice {
-            Notice::Activate { slot: index, features, queues } => {
-                if let Some(slot) = self.slots.get_mut(index) {
+            Notice::Activate { slot: id, features, queues } => {
+                if let Some(slot) = self.slots.get_mut(id) {
                     slot.activate(features, queues);
                     if slot.is_active() {
-                        self.event_loop.start_device(index, slot);
+                        self.event_loop.start_device(id, slot);
                     }
                 }
             }
@@ -331,6 +363,7 @@ impl Machine {
                     self.event_loop.stop_device(slot);
                 }
             }
+            Notice::Ejected { pci_device } => self.ejected(pci_device),
             Notice::Panicked => {
                 self.tell(|us| Event::Panicked { us });
                 self.end_with(End::failed(
@@ -352,7 +385,7 @@ impl Machine {
     ///
     /// # Errors
     /// The guest has ended or asked for a reset just before: that is the next to happen, and no pause.
-    fn pause(&mut self, run: &Run) -> Result<(), Ending> {
+    pub(crate) fn pause(&mut self, run: &Run) -> Result<(), Ending> {
         if self.state == State::Paused {
             return Ok(());
         }
@@ -364,7 +397,7 @@ impl Machine {
         if self.end.is_some() {
             return Err(Ending);
         }
-        for slot in &mut self.slots {
+        for (_, slot) in self.slots.iter_mut() {
             self.event_loop.hold(slot);
         }
         self.state = State::Paused;
@@ -373,13 +406,13 @@ impl Machine {
     }
 
     /// Lets the guest go on where it was held. Done at once if it runs.
-    fn resume(&mut self, run: &Run) {
+    pub(crate) fn resume(&mut self, run: &Run) {
         if self.state != State::Paused {
             return;
         }
         self.state = State::Running;
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            self.event_loop.go_on(index, slot);
+        for (id, slot) in self.slots.iter_mut() {
+            self.event_loop.go_on(id, slot);
         }
         self.tell(|us| Event::Resumed { us });
         run.gate.resume();
@@ -388,7 +421,7 @@ impl Machine {
     fn answer(&mut self, run: &Run) {
         let Some(mut control) = self.control.take() else { return };
         self.untold = Some(Vec::new());
-        control.ready(&mut Answers { machine: self, run });
+        control.ready(&mut answers::Answers { machine: self, run });
         control.publish(&self.untold.take().unwrap_or_default());
         self.control = Some(control);
     }
@@ -403,7 +436,7 @@ impl Machine {
         let mut metrics = Metrics::default();
         metrics.devices.insert("vcpu".into(), named(exits.to_vec()));
         metrics.devices.insert("console".into(), named(self.console.metrics()));
-        for slot in &self.slots {
+        for (_, slot) in self.slots.iter() {
             metrics.devices.insert(slot.name.clone(), named(slot.device().metrics()));
         }
         metrics
@@ -435,65 +468,6 @@ fn vcpu_ended(end: VcpuEnd) -> Option<End> {
                     "the registers are in the log; a KVM without hardware virtualization does this on Linux guests",
                 ),
             ))
-        }
-    }
-}
-
-/// Answers the control socket.
-struct Answers<'a> {
-    machine: &'a mut Machine,
-    run: &'a Run,
-}
-
-impl Handler for Answers<'_> {
-    fn machine(&self) -> MachineView {
-        let machine = &*self.machine;
-        MachineView {
-            identity: machine.config.identity.clone(),
-            pid: std::process::id(),
-            cpus: machine.config.cpus,
-            memory_mib: machine.config.memory_mib,
-            state: if machine.end.is_some() { State::Ending } else { machine.state },
-            reboots: machine.reboots,
-            uptime_ms: machine.report.us() / 1000,
-            booted: machine.booted.clone(),
-        }
-    }
-
-    fn metrics(&self) -> Metrics {
-        self.machine.metrics()
-    }
-
-    fn events(&self) -> Vec<u8> {
-        self.machine.report.kept()
-    }
-
-    fn pause(&mut self) -> Result<(), Problem> {
-        self.machine.pause(self.run).map_err(|Ending| Problem {
-            status: 409,
-            detail: "the guest has just ended, or asked for a reset".into(),
-            hint: Some("GET /events tells which; after a reset, ask again".into()),
-        })
-    }
-
-    fn resume(&mut self) -> Result<(), Problem> {
-        self.machine.resume(self.run);
-        Ok(())
-    }
-
-    fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
-        match action {
-            PowerAction::PowerButton => self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(|error| {
-                Problem { status: 500, detail: format!("pressing the power button: {error}"), hint: None }
-            }),
-            PowerAction::Reset => {
-                self.machine.end_with(End::Reset);
-                Ok(())
-            }
-            PowerAction::PowerOff => {
-                self.machine.end_with(End::Exit(Exit::PowerOff, None));
-                Ok(())
-            }
         }
     }
 }

@@ -11,7 +11,7 @@
 
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{ConfigSpace, GuestFault, Position, VirtQueue};
+use super::{CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Position, VirtQueue};
 
 /// What the driver can learn before it negotiates. Never changes.
 #[derive(Clone, Debug)]
@@ -91,6 +91,16 @@ pub trait VirtioDevice: Send {
     /// Where the device stands in each queue while nothing is under way; chains that it holds but has not used
     /// count as not taken. Empty for a device that is not at work.
     fn positions(&self) -> Vec<Position>;
+
+    /// Do what the host asks, if this is a device for it. Called at any time, whether a driver is active
+    /// or not; never blocks.
+    ///
+    /// # Errors
+    /// It cannot be, and nothing has changed.
+    fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        let _ = command;
+        Err(CommandError::Unsupported)
+    }
 
     /// Counters by name, for `GET /metrics`.
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -182,9 +182,12 @@ impl Follower {
         let us = match event {
             Event::Loaded { us, .. }
             | Event::Running { us }
+            | Event::Restored { us }
             | Event::Reset { us }
             | Event::Paused { us }
             | Event::Resumed { us }
+            | Event::Attached { us, .. }
+            | Event::Detached { us, .. }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -192,9 +195,14 @@ impl Follower {
         match event {
             Event::Loaded { .. } => self.loaded_us = us,
             Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } => self.run(us),
-            // Only one that runs is paused. As to the end: the record says it too, and whether the process
-            // is gone is another matter.
-            Event::Paused { .. } | Event::Resumed { .. } | Event::Ended { .. } => {}
+            // Only one that runs is paused, or given devices. As to the end: the record says it too, and
+            // whether the process is gone is another matter.
+            Event::Restored { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::Attached { .. }
+            | Event::Detached { .. }
+            | Event::Ended { .. } => {}
         }
         if is_news {
             self.told_until_us = Some(us);
@@ -203,8 +211,11 @@ impl Follower {
                 Event::Panicked { .. } => self.tell(NewsKind::Panicked),
                 Event::Loaded { .. }
                 | Event::Running { .. }
+                | Event::Restored { .. }
                 | Event::Paused { .. }
                 | Event::Resumed { .. }
+                | Event::Attached { .. }
+                | Event::Detached { .. }
                 | Event::Ended { .. } => {}
             }
         }

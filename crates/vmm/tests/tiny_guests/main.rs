@@ -10,9 +10,11 @@
 )]
 
 mod guests;
+mod hot_plug;
 mod machine;
 mod memory;
 mod pause;
+mod snapshot;
 
 use std::io::{BufRead, BufReader, Read, Write};
 
