@@ -15,6 +15,7 @@ mod bad_images;
 mod daemon;
 mod debian;
 mod hard_kills;
+mod hot_plug;
 mod instances;
 mod machine;
 mod minimal;

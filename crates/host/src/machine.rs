@@ -373,6 +373,7 @@ impl Handed {
             control: control.map(|listener| self.hand(listener)),
             events,
             lifeline,
+            stuck_after_s: config::STUCK_AFTER_S_USUAL,
         }
     }
 

@@ -58,6 +58,18 @@ pub struct MachineConfig {
     /// A pipe or socket whose other end the owner holds: the machine ends when it is closed there.
     /// Without one the machine outlives whoever started it.
     pub lifeline: Option<Fd>,
+    /// For how long a vCPU may be busy with interrupts off before [`crate::Event::Stuck`] tells of it,
+    /// seconds. 0: nobody looks.
+    #[serde(default = "stuck_after_s")]
+    pub stuck_after_s: u32,
+}
+
+/// [`MachineConfig::stuck_after_s`] where nothing is said: beyond what a kernel's start takes, and about as long
+/// as guests' own watchdogs wait.
+pub const STUCK_AFTER_S_USUAL: u32 = 30;
+
+fn stuck_after_s() -> u32 {
+    STUCK_AFTER_S_USUAL
 }
 
 /// The least memory a machine can have, MiB.

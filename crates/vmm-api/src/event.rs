@@ -59,6 +59,23 @@ pub enum Event {
         /// Which.
         id: String,
     },
+    /// A vCPU has been busy with interrupts off for [`crate::MachineConfig::stuck_after_s`], so that no timer
+    /// reaches it: its guest hangs, or soon will. The machine goes on.
+    Stuck {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which, from 0.
+        vcpu: u8,
+        /// Where it executes: the guest's own address.
+        rip: u64,
+    },
+    /// A vCPU that was stuck takes interrupts again, or rests.
+    Recovered {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which, from 0.
+        vcpu: u8,
+    },
     /// The guest's kernel said by pvpanic that it has panicked.
     Panicked {
         /// Microseconds since the process started.

@@ -21,6 +21,7 @@ use ec2vmm_vmm_api::{
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
     block::{Access, OpenDisk},
@@ -105,6 +106,11 @@ fn build(
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
     let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
     let generation = acpi::generation::new().map_err(MachineError::system("getting random numbers"))?;
+    let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
+    let watch_timer = watch_timer.map_err(|error| MachineError::System {
+        what: "making the timer of the watch",
+        source: error.into(),
+    })?;
     Ok(move |report| Machine {
         kvm,
         memory,
@@ -121,6 +127,7 @@ fn build(
         lifeline,
         event_loop,
         mailbox,
+        watch_timer,
         counters: Arc::default(),
         state: State::Starting,
         end: None,

@@ -30,6 +30,8 @@ pub enum Source {
     Events,
     /// The owner has let go.
     Lifeline,
+    /// It is time to look after the vCPUs.
+    Watch,
     /// The driver has kicked a queue.
     Queue {
         /// Which device.
@@ -63,6 +65,7 @@ impl Source {
             Self::Device { slot, source } => of_device(7, slot, source as u64),
             Self::ConsoleClients => of(8),
             Self::Events => of(9),
+            Self::Watch => of(10),
         }
     }
 
@@ -81,6 +84,7 @@ impl Source {
             7 => Self::Device { slot, source: index.into() },
             8 => Self::ConsoleClients,
             9 => Self::Events,
+            10 => Self::Watch,
             _ => return None,
         })
     }
@@ -250,6 +254,7 @@ mod tests {
             Source::Control,
             Source::Events,
             Source::Lifeline,
+            Source::Watch,
             Source::Queue { slot: SlotId(31), queue: 1023 },
             Source::Queue { slot: SlotId(u32::MAX), queue: u16::MAX },
             Source::Device { slot: SlotId(7), source: 3 },

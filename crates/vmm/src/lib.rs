@@ -34,6 +34,7 @@ pub mod smbios;
 pub mod snapshot;
 pub mod vcpu;
 pub mod vm;
+pub mod watch;
 pub mod wiring;
 pub mod x86_64;
 

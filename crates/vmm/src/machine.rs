@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use ec2vmm_devices::{
@@ -31,6 +32,7 @@ use ec2vmm_vmm_api::{
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
     boot_source::BootSource,
@@ -50,6 +52,7 @@ use crate::{
     snapshot::{Snapshot, Tracking},
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
+    watch::{self, Judgement, Watch},
     x86_64::{acpi, boot::Entry, layout, registers, reset_vector, state::CpuidEntry},
 };
 
@@ -79,6 +82,8 @@ pub struct Machine {
     pub(crate) lifeline: Option<OwnedFd>,
     pub(crate) event_loop: EventLoop,
     pub(crate) mailbox: Mailbox,
+    /// Rings when it is time to look after the vCPUs; none if nobody does.
+    pub(crate) watch_timer: Option<TimerFd>,
     pub(crate) counters: Arc<ExitCounters>,
     pub(crate) state: State,
     /// What the guest or others have asked for, and is done when all that came with it is.
@@ -97,6 +102,7 @@ pub(crate) struct Made {
 /// What exists while the machine has power.
 pub(crate) struct Run {
     pub(crate) vcpus: Vec<Vcpu>,
+    watch: Watch,
     gate: Arc<Gate>,
     pub(crate) bus: Arc<Bus>,
     routes: Arc<InterruptRoutes>,
@@ -155,8 +161,8 @@ impl Machine {
     fn live_until_the_end(&mut self) -> Result<(Exit, Option<Failure>), MachineError> {
         self.watch_sources()?;
         loop {
-            let run = self.power_on()?;
-            let end = self.serve(&run);
+            let mut run = self.power_on()?;
+            let end = self.serve(&mut run);
             self.power_off(run);
             match end? {
                 End::Exit(exit, failure) => return Ok((exit, failure)),
@@ -183,6 +189,9 @@ impl Machine {
             self.report.watch(&self.event_loop)?;
             if let Some(control) = &self.control {
                 self.event_loop.watch(control.as_raw_fd(), Source::Control)?;
+            }
+            if let Some(timer) = &self.watch_timer {
+                self.event_loop.watch(timer.as_raw_fd(), Source::Watch)?;
             }
             if let Some(lifeline) = &self.lifeline {
                 self.event_loop.watch_hangup(lifeline, Source::Lifeline)?;
@@ -232,7 +241,9 @@ impl Machine {
         self.state = State::Running;
         self.tell(|us| Event::Running { us });
         let Made { vm, routes, bus } = made;
-        let mut run = Run { vcpus: Vec::new(), gate: Arc::default(), bus, routes, vm, promised };
+        let after = Duration::from_secs(self.config.stuck_after_s.into());
+        let watch = Watch::new(vcpus.len(), after);
+        let mut run = Run { vcpus: Vec::new(), watch, gate: Arc::default(), bus, routes, vm, promised };
         for (index, vcpu) in (0..).zip(vcpus) {
             let (bus, counters) = (Arc::clone(&run.bus), Arc::clone(&self.counters));
             match Vcpu::start(vcpu, index, bus, &run.gate, self.mailbox.sender(), counters) {
@@ -243,6 +254,7 @@ impl Machine {
                 }
             }
         }
+        self.set_watch_timer(&run.watch);
         Ok(run)
     }
 
@@ -304,7 +316,7 @@ impl Machine {
         while self.mailbox.take().is_some() {}
     }
 
-    fn serve(&mut self, run: &Run) -> Result<End, MachineError> {
+    fn serve(&mut self, run: &mut Run) -> Result<End, MachineError> {
         loop {
             let ready = self
                 .event_loop
@@ -318,7 +330,7 @@ impl Machine {
         }
     }
 
-    fn handle(&mut self, source: Source, run: &Run) {
+    fn handle(&mut self, source: Source, run: &mut Run) {
         match source {
             Source::Queue { slot, queue } => self.wake(slot, Wake::Queue(queue)),
             Source::Device { slot, source } => self.wake(slot, Wake::Source(source)),
@@ -328,7 +340,42 @@ impl Machine {
             }
             Source::Events => self.report.ready(),
             Source::Control => self.answer(run),
+            Source::Watch => self.look_after(run),
             Source::Lifeline => self.end_with(End::Exit(Exit::Abandoned, None)),
+        }
+    }
+
+    /// Judges every vCPU by what was seen since the last time, and has those looked at that are busy.
+    fn look_after(&mut self, run: &mut Run) {
+        if let Some(timer) = &mut self.watch_timer
+            && let Err(error) = timer.wait()
+        {
+            log::error!("reading the timer of the watch: {error}");
+        }
+        let mut round = run.watch.begin(Duration::from_micros(self.report.us()));
+        let mut told = Vec::new();
+        for (index, vcpu) in run.vcpus.iter().enumerate() {
+            let Some(used) = vcpu.used() else { continue };
+            let Judgement { news, look } = round.judge(index, used, vcpu.seen());
+            told.extend(news.map(|news| (u8::try_from(index).unwrap_or(u8::MAX), news)));
+            if look && self.state == State::Running {
+                vcpu.look();
+            }
+        }
+        for (vcpu, news) in told {
+            self.tell(|us| match news {
+                watch::News::Stuck { rip } => Event::Stuck { us, vcpu, rip },
+                watch::News::Recovered => Event::Recovered { us, vcpu },
+            });
+        }
+        self.set_watch_timer(&run.watch);
+    }
+
+    fn set_watch_timer(&mut self, watch: &Watch) {
+        if let Some(timer) = &mut self.watch_timer
+            && let Err(error) = timer.reset(watch.pause(), None)
+        {
+            log::error!("setting the timer of the watch: {error}");
         }
     }
 
@@ -426,15 +473,16 @@ impl Machine {
         self.control = Some(control);
     }
 
-    fn metrics(&self) -> Metrics {
+    fn metrics(&self, run: &Run) -> Metrics {
         let named = |counters: Vec<(&'static str, u64)>| {
             counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
         };
         let ExitCounters { port, mmio, other } = &*self.counters;
         let exits = [("port_exits", port), ("mmio_exits", mmio), ("other_exits", other)];
-        let exits = exits.map(|(name, counter)| (name, counter.load(Ordering::Relaxed)));
+        let mut vcpu = exits.map(|(name, counter)| (name, counter.load(Ordering::Relaxed))).to_vec();
+        vcpu.push(("watch_rounds", run.watch.rounds()));
         let mut metrics = Metrics::default();
-        metrics.devices.insert("vcpu".into(), named(exits.to_vec()));
+        metrics.devices.insert("vcpu".into(), named(vcpu));
         metrics.devices.insert("console".into(), named(self.console.metrics()));
         for (_, slot) in self.slots.iter() {
             metrics.devices.insert(slot.name.clone(), named(slot.device().metrics()));

@@ -187,6 +187,8 @@ fn cut(event: &mut Event, limit: usize) {
         | Event::Resumed { .. }
         | Event::Attached { .. }
         | Event::Detached { .. }
+        | Event::Stuck { .. }
+        | Event::Recovered { .. }
         | Event::Panicked { .. }
         | Event::Ended { .. } => {}
     }

@@ -5,11 +5,13 @@
 
 use std::{
     io,
+    os::unix::thread::JoinHandleExt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use kvm_bindings::{
@@ -23,6 +25,7 @@ use crate::{
     gate::{Gate, Pass, Passed},
     mailbox::{Notice, Sender},
     vm::{KvmError, Vm},
+    watch::Seen,
     x86_64::{boot::Entry, cpuid, registers},
 };
 
@@ -134,6 +137,33 @@ impl Vcpu {
         self.shared.fd()
     }
 
+    /// Has it looked at: what is seen can be had by [`Self::seen`] once it has left the guest.
+    pub fn look(&self) {
+        self.shared.look.store(true, Ordering::Release);
+        self.kick();
+    }
+
+    /// What was seen of it since this was asked last.
+    pub fn seen(&self) -> Option<Seen> {
+        self.shared.seen().take()
+    }
+
+    /// Processor time that it has used. None once its thread has ended.
+    pub fn used(&self) -> Option<Duration> {
+        let mut clock = 0;
+        // SAFETY: the thread has not been joined, so that its handle is valid, and the system writes to
+        // `clock` alone.
+        if unsafe { libc::pthread_getcpuclockid(self.thread.as_pthread_t(), &raw mut clock) } != 0 {
+            return None;
+        }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the system writes to `time` alone.
+        if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+            return None;
+        }
+        Some(Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?))
+    }
+
     /// Makes it leave the guest, wherever it is, and come to the gate.
     fn kick(&self) {
         self.shared.set_immediate_exit(true);
@@ -159,6 +189,9 @@ struct Shared {
     /// `kvm_run.immediate_exit`: KVM looks at it before it enters the guest, so that a signal that
     /// comes just before then is not lost.
     immediate_exit: *const AtomicU8,
+    /// It is to be looked at when it has left the guest.
+    look: AtomicBool,
+    seen: Mutex<Option<Seen>>,
 }
 
 // SAFETY: the pointer is into the shared mapping that `fd` owns, which lives as long as this does, and
@@ -170,11 +203,25 @@ unsafe impl Sync for Shared {}
 impl Shared {
     fn new(mut fd: VcpuFd) -> Self {
         let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
-        Self { fd: Mutex::new(fd), immediate_exit }
+        Self { fd: Mutex::new(fd), immediate_exit, look: AtomicBool::new(false), seen: Mutex::default() }
     }
 
     fn fd(&self) -> MutexGuard<'_, VcpuFd> {
         self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at it, if somebody wants to know.
+    fn look_if_wanted(&self, fd: &VcpuFd) {
+        if self.look.swap(false, Ordering::AcqRel)
+            && let Ok(registers) = fd.get_regs()
+        {
+            let interrupts_on = registers.rflags & RFLAGS_IF != 0;
+            *self.seen() = Some(Seen { interrupts_on, rip: registers.rip });
+        }
     }
 
     fn set_immediate_exit(&self, on: bool) {
@@ -203,6 +250,7 @@ fn live(shared: &Shared, pass: &Pass, bus: &Bus, counters: &ExitCounters) -> Vcp
     loop {
         let passed = pass.come(|| shared.set_immediate_exit(false));
         let mut fd = shared.fd();
+        shared.look_if_wanted(&fd);
         match passed {
             Passed::Through => {}
             Passed::Parked => forgive_absence(&fd),
@@ -334,5 +382,7 @@ fn dump(fd: &VcpuFd) -> String {
     )
 }
 
+/// Interrupts are taken (Intel SDM volume 1, 3.4.3.3).
+const RFLAGS_IF: u64 = 1 << 9;
 /// Generous for what runs on it, small beside the budget of a machine.
 const STACK_BYTES: usize = 128 * 1024;

@@ -15,13 +15,15 @@ use tokio::{
 
 use super::{
     cgroups::Cgroup,
-    control::{Control, Events},
     error::{blocking, system},
     machines::has_run,
     pidfd::Process,
     run_dir::MachineDir,
 };
-use crate::host::{Ending, Error, News, NewsKind};
+use crate::{
+    control::{Control, Events},
+    host::{Ending, Error, News, NewsKind},
+};
 
 /// A machine that is followed.
 #[derive(Debug)]
@@ -188,6 +190,8 @@ impl Follower {
             | Event::Resumed { us }
             | Event::Attached { us, .. }
             | Event::Detached { us, .. }
+            | Event::Stuck { us, .. }
+            | Event::Recovered { us, .. }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -202,6 +206,8 @@ impl Follower {
             | Event::Resumed { .. }
             | Event::Attached { .. }
             | Event::Detached { .. }
+            | Event::Stuck { .. }
+            | Event::Recovered { .. }
             | Event::Ended { .. } => {}
         }
         if is_news {
@@ -209,6 +215,12 @@ impl Follower {
             match event {
                 Event::Reset { .. } => self.tell(NewsKind::Rebooted),
                 Event::Panicked { .. } => self.tell(NewsKind::Panicked),
+                Event::Stuck { vcpu, rip, .. } => {
+                    tracing::warn!(instance = %self.life.instance, vcpu, rip = format!("{rip:#x}"), "a vCPU is stuck");
+                }
+                Event::Recovered { vcpu, .. } => {
+                    tracing::info!(instance = %self.life.instance, vcpu, "a vCPU is no longer stuck");
+                }
                 Event::Loaded { .. }
                 | Event::Running { .. }
                 | Event::Restored { .. }

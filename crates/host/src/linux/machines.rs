@@ -21,7 +21,6 @@ use uuid::Uuid;
 use super::{
     cgroups::{Cgroup, Cgroups, Limits},
     changed,
-    control::{self, Control},
     error::{blocking, explain, other, system, with_causes},
     follow::{self, Began, Followers, Life, Phase},
     guest_data, pidfd,
@@ -30,6 +29,7 @@ use super::{
 };
 use crate::{
     capacity,
+    control::{self, Control},
     disks::Disk,
     host::{Ending, Error, FoundMachine, MachinePlan, News, Started},
     machine::{Boot, Net, Newborn, Parts, Ways},

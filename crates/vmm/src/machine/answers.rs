@@ -43,7 +43,7 @@ impl Handler for Answers<'_> {
     }
 
     fn metrics(&self) -> Metrics {
-        self.machine.metrics()
+        self.machine.metrics(self.run)
     }
 
     fn events(&self) -> Vec<u8> {

@@ -341,4 +341,25 @@ guests! {
         "mov eax, -1"
         "2: out dx, eax"
         "jmp 2b";
+
+    /// Is busy for ever, and takes interrupts, of which there are none.
+    busy:
+        "sti"
+        "2: jmp 2b";
+
+    /// Is busy with interrupts off until it reads a byte; from then on, with interrupts on.
+    stuck_until_input:
+        "cli"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "sti"
+        "3: jmp 3b";
+
+    /// Waits for interrupts, of which there are none.
+    wait_with_interrupts_on:
+        "2: sti"
+        "hlt"
+        "jmp 2b";
 }

@@ -76,6 +76,8 @@ pub(crate) fn config() -> MachineConfig {
         control: Some(CONTROL),
         events: Some(EVENTS),
         lifeline: Some(LIFELINE),
+        // Guests here do nothing but what guests in trouble do.
+        stuck_after_s: 0,
     }
 }
 

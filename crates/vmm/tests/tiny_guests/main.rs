@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod pause;
 mod snapshot;
+mod stuck;
 
 use std::io::{BufRead, BufReader, Read, Write};
 
