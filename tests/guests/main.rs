@@ -21,6 +21,7 @@ mod machine;
 mod minimal;
 mod network;
 mod place;
+mod snapshot;
 mod ssh;
 mod terminal;
 mod transcript;

@@ -331,6 +331,7 @@ impl Birth<'_> {
             cpus: plan.vcpus,
             memory_mib: plan.memory_mib,
             boot: Boot::Disk { append: None },
+            restore: None,
             disks,
             nets,
             vsock: None,

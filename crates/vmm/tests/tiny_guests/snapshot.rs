@@ -338,3 +338,65 @@ fn a_request_without_its_two_files_is_refused() {
     }
     assert_eq!(get::<control::Machine>(&machine, "/machine").state, control::State::Running);
 }
+
+/// Snapshots of formats that have been shipped: `state` as it was written, and `pages`, the pages of memory
+/// that the snapshot has, a page number in front of each (u64 LE). What they go on to print, for a byte each.
+const SHIPPED: &[(&str, &str)] = &[("format-1", "bbbccc")];
+
+fn shipped(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tiny_guests/snapshots").join(name)
+}
+
+/// The memory file, without the pages that it does not have.
+fn compact(memory: &File) -> Vec<u8> {
+    let content = content(memory);
+    let pages = content.chunks(4096).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+    pages.flat_map(|(number, page)| [&(number as u64).to_le_bytes()[..], page].concat()).collect()
+}
+
+fn expand(compact: &[u8], len: u64) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(len).unwrap();
+    let mut rest = compact;
+    while let Some((number, more)) = rest.split_first_chunk::<8>() {
+        let page = more.len().min(4096);
+        file.write_all_at(&more[..page], u64::from_le_bytes(*number) * 4096).unwrap();
+        rest = &more[page..];
+    }
+    file
+}
+
+/// RAM, the tail, and a bit a page.
+const MEMORY_FILE_BYTES: u64 = (32 << 20) + 4096 + (32 << 20) / 4096 / 8;
+
+#[test]
+#[ignore = "writes the snapshot of the present format into the source tree"]
+fn ship_a_snapshot_of_the_present_format() {
+    let mut machine = start(guests::letters());
+    assert_eq!(print(&mut machine), *b"aaa");
+    let files = snapshot(&machine);
+    let folder = shipped("format-1");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("state"), content(&files.state)).unwrap();
+    std::fs::write(folder.join("pages"), compact(&files.memory)).unwrap();
+}
+
+#[test]
+fn every_format_that_was_shipped_can_be_restored() {
+    for (name, printed) in SHIPPED {
+        let read = |file: &str| std::fs::read(shipped(name).join(file)).unwrap();
+        let files = Files::new();
+        write_all(&files.state, &read("state"));
+        let files = Files { memory: expand(&read("pages"), MEMORY_FILE_BYTES), ..files };
+        let mut machine = restore(&files);
+        if let Some(Event::Ended { failure: Some(failure), .. }) = machine.event() {
+            // Whatever the host's processor is, it was read, and its memory belongs to it.
+            assert_eq!(failure.kind, FailureKind::SnapshotCpu, "{name}: {failure:?}");
+            eprintln!("SKIPPED: {}", failure.message);
+            continue;
+        }
+        for letters in printed.as_bytes().chunks(3) {
+            assert_eq!(print::<3>(&mut machine), letters, "{name}");
+        }
+    }
+}
