@@ -15,6 +15,7 @@ use ec2vmm_devices::{
 };
 use ec2vmm_vmm_api::{
     Event,
+    config::RateLimit,
     control::{self, AttachDisk, AttachNet, ID_BYTES_MAX, LAYERS_MAX, Problem, State},
 };
 
@@ -23,7 +24,7 @@ use crate::{
     block::{self, Access},
     control::{Detached, problem},
     error::{MachineError, chain},
-    parts::{self, DiskSpec},
+    parts::{self, DiskSpec, NetSpec},
     slots::{DISKS, DiskPart, NETS, Part, Slot, SlotId},
     vm::InterruptRoutes,
     wiring::KvmWiring,
@@ -81,7 +82,13 @@ impl Machine {
         }
         let place = self.slots.free_place(DISKS).ok_or_else(|| full("disks", DISKS.len()))?;
         let open = parts::open_disk(files, layers, access).map_err(|error| no_disk(&error))?;
-        let spec = DiskSpec { serial, access, boots: false };
+        let spec = DiskSpec {
+            serial,
+            access,
+            boots: false,
+            queues: parts::usual_queues(self.config.cpus),
+            rate_limit: RateLimit::default(),
+        };
         let slot = parts::disk(id, place, spec, open).map_err(|error| cannot(&error))?;
         let id = self.plug(run, slot).map_err(|error| cannot(&error))?;
         self.slots.get(id).and_then(view_disk).ok_or_else(|| problem(500, "the disk is gone".into()))
@@ -101,8 +108,9 @@ impl Machine {
             return Err(problem(400, "mac: not the address of an interface".into()));
         }
         let place = self.slots.free_place(NETS).ok_or_else(|| full("network interfaces", NETS.len()))?;
-        let [tap] = <[OwnedFd; 1]>::try_from(taps).map_err(|_| problem(400, "one tap".into()))?;
-        let slot = parts::net(id, place, tap, mac).map_err(|error| no_tap(&error))?;
+        let limit = RateLimit::default();
+        let spec = NetSpec { mac, mtu: None, receive_limit: limit, transmit_limit: limit };
+        let slot = parts::net(id, place, spec, taps).map_err(|error| no_tap(&error))?;
         let id = self.plug(run, slot).map_err(|error| cannot(&error))?;
         self.slots.get(id).and_then(view_net).ok_or_else(|| problem(500, "the interface is gone".into()))
     }
@@ -388,7 +396,7 @@ fn cannot(error: &MachineError) -> Problem {
 
 pub(super) fn refused(name: &str, error: &CommandError) -> Problem {
     let status = match error {
-        CommandError::Unsupported => 409,
+        CommandError::Unsupported | CommandError::Guest(_) => 409,
         CommandError::Invalid(_) => 400,
         CommandError::Host(_) => 500,
     };
