@@ -24,6 +24,7 @@ mod network;
 mod place;
 mod progress;
 mod reboots;
+mod snapshot;
 mod ssh;
 mod terminal;
 mod transcript;

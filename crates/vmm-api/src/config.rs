@@ -27,6 +27,9 @@ pub struct MachineConfig {
     pub memory_mib: u64,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
+    /// A snapshot to go on from, in place of booting; `boot` is then for the next reset.
+    #[serde(default)]
+    pub restore: Option<Restore>,
     /// Disks in the order in which the guest finds them: the first is `/dev/vda`.
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest finds them.
@@ -132,6 +135,36 @@ pub enum Boot {
         /// The whole command line.
         cmdline: String,
     },
+}
+
+/// A snapshot to go on from. The machine is to have what it had: vCPUs, memory, disks as they were, network
+/// interfaces with their addresses, vsock.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The state file, open for reading.
+    pub state: Fd,
+    /// The memory files, open for reading: a full one, then each difference, in order. The full one is mapped:
+    /// it must not change while the machine lives, and pages that the guest does not write are shared with
+    /// all machines that have mapped it. Differences are copied.
+    pub memory: Vec<Fd>,
+    /// What the guest's clocks say.
+    #[serde(default)]
+    pub clock: Clock,
+    /// Note from the start which pages change, so that the next snapshot can be a difference to this one.
+    #[serde(default)]
+    pub track: bool,
+}
+
+/// What the clocks of a restored guest say of the time since its snapshot.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// That it has passed: time of day is right, and whatever was to happen meanwhile happens now.
+    #[default]
+    Advance,
+    /// That there was none: time of day is wrong until something sets it, and nothing is late.
+    StandStill,
 }
 
 /// How a file holds a disk. Recorded, never probed.

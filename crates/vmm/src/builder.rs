@@ -1,6 +1,7 @@
 //! Makes a [`Machine`] out of its configuration and the descriptors that the process was born with.
 
 use std::{
+    fs::File,
     os::{
         fd::{FromRawFd, IntoRawFd, OwnedFd},
         unix::net::UnixListener,
@@ -35,7 +36,7 @@ use crate::{
     entropy::KernelEntropy,
     error::MachineError,
     event_loop::EventLoop,
-    inherited::{BootFiles, Descriptors, Inherited},
+    inherited::{BootFiles, Descriptors, Inherited, RestoreFiles},
     machine::Machine,
     mailbox::Mailbox,
     memory,
@@ -44,7 +45,9 @@ use crate::{
     reclaim::Madvise,
     report::Report,
     slots::{DISKS, NETS, Part, Slot, Slots},
+    snapshot::Snapshot,
     vcpu,
+    x86_64::acpi,
 };
 
 /// Runs a machine from its birth to its end.
@@ -86,13 +89,20 @@ fn build(
     descriptors: Descriptors,
 ) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
-    let Descriptors { kvm, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
+    let Descriptors { kvm, boot, restore, disks, taps, vsock, console, control, lifeline } = descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
-    let memory = memory::map(config.memory_mib)?;
+    let snapshot = restore.map(|files| open_snapshot(files, &config)).transpose()?;
+    let memory = match &snapshot {
+        Some(snapshot) => snapshot.map_memory(config.memory_mib)?,
+        None => memory::map(config.memory_mib)?,
+    };
     let disks = open_disks(&config.disks, disks)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
     let slots = devices(&config, vsock, taps, &memory, disks)?;
+    if let Some(snapshot) = &snapshot {
+        snapshot.check(&config, &slots)?;
+    }
     let console = Console::new(console).map_err(MachineError::system("making the console"))?;
     let control = control
         .map(|fd| ControlServer::new(UnixListener::from(fd)))
@@ -100,6 +110,7 @@ fn build(
         .map_err(MachineError::system("making the control socket"))?;
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
     let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    let generation = acpi::generation::new().map_err(MachineError::system("getting random numbers"))?;
     let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
     let watch_timer = watch_timer.map_err(|error| MachineError::System {
         what: "making the timer of the watch",
@@ -109,6 +120,10 @@ fn build(
         kvm,
         memory,
         boot,
+        mapped: snapshot.is_some(),
+        snapshot,
+        tracking: None,
+        generation,
         slots,
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
@@ -126,6 +141,14 @@ fn build(
         report,
         config,
     })
+}
+
+fn open_snapshot(files: RestoreFiles, config: &MachineConfig) -> Result<Snapshot, MachineError> {
+    let RestoreFiles { state, memory } = files;
+    let (clock, track) =
+        config.restore.as_ref().map(|restore| (restore.clock, restore.track)).unwrap_or_default();
+    let memory = memory.into_iter().map(File::from).collect();
+    Ok(Snapshot::open(state.into(), memory, config, clock, track)?)
 }
 
 /// What the contract promises, before anything is made.

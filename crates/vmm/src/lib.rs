@@ -31,6 +31,7 @@ pub mod reclaim;
 pub mod report;
 pub mod slots;
 pub mod smbios;
+pub mod snapshot;
 pub mod vcpu;
 pub mod vm;
 pub mod watch;

@@ -100,14 +100,14 @@ fn format_of(format: Format) -> image::Format {
 /// # Errors
 /// The serial number is too long, or the host is out of descriptors.
 pub fn disk(name: String, pci_device: u8, spec: DiskSpec, open: OpenDisk) -> Result<Slot, MachineError> {
-    let OpenDisk { disk, backend, raw } = open;
+    let OpenDisk { disk, backend, raw, layers } = open;
     let DiskSpec { serial, access, boots, queues, rate_limit } = spec;
     let read_only = access == Access::ReadOnly;
     let options = Options { serial: serial.clone(), read_only, queues };
     let limiter = limiter(rate_limit).map_err(MachineError::system("making a timer"))?;
     let device =
         Block::new(backend, &options, limiter).map_err(|error| MachineError::Config(error.to_string()))?;
-    let part = Part::Disk(DiskPart { disk, serial, raw, boots, rate_limit });
+    let part = Part::Disk(DiskPart { disk, serial, raw, layers, read_only, boots, rate_limit });
     Slot::new(name, pci_device, part, Box::new(device)).map_err(MachineError::system("making a doorbell"))
 }
 

@@ -11,7 +11,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Disks, LAYERS_MAX, Machine, Metrics, Net, NetLimits, Nets,
-        PowerAction, PowerRequest, Problem, ResizeDisk, SetBalloon,
+        PowerAction, PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
     },
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -104,6 +104,19 @@ impl Control {
     pub async fn resume(&self) -> Result<(), Error> {
         self.whole(Method::PUT, "/machine/resume", Vec::new(), Vec::new()).await?;
         Ok(())
+    }
+
+    /// Writes it into these two files, which are sent, and closed here. It stands still meanwhile, and answers
+    /// nobody: this waits for as long as it takes.
+    pub async fn snapshot(
+        &self,
+        request: &SnapshotRequest,
+        state: OwnedFd,
+        memory: OwnedFd,
+    ) -> Result<SnapshotTaken, Error> {
+        let (_, body) =
+            self.answer(Method::POST, "/machine/snapshot", json(request)?, vec![state, memory]).await?;
+        from_json(&body)
     }
 
     /// Its disks.
@@ -199,17 +212,25 @@ impl Control {
         body: Vec<u8>,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(StatusCode, Bytes), Error> {
-        let exchange = async {
-            let response = self.send(method, path, body, descriptors).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| Error::Nonsense(error.to_string()))?.to_bytes();
-            match status.is_success() {
-                true => Ok((status, body)),
-                false => Err(refused(status, &body)),
-            }
-        };
+        let exchange = self.answer(method, path, body, descriptors);
         tokio::time::timeout(ANSWER_MAX, exchange).await.map_err(|_| Error::Silent)?
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let response = self.send(method, path, body, descriptors).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| Error::Nonsense(error.to_string()))?.to_bytes();
+        match status.is_success() {
+            true => Ok((status, body)),
+            false => Err(refused(status, &body)),
+        }
     }
 
     async fn send(

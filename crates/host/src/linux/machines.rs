@@ -334,6 +334,7 @@ impl Birth<'_> {
             cpus: plan.vcpus,
             memory_mib: plan.memory_mib,
             boot: Boot::Disk { append: None },
+            restore: None,
             disks,
             nets,
             balloon: Balloon::default(),

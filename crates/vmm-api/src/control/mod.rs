@@ -8,6 +8,7 @@
 //! | `PUT /machine/power` | [`PowerRequest`] | 204, at once; the guest takes its time |
 //! | `PUT /machine/pause` | | 204, once the machine stands still |
 //! | `PUT /machine/resume` | | 204; it goes on |
+//! | `POST /machine/snapshot` | [`SnapshotRequest`], two descriptors | [`SnapshotTaken`], once both files are written; a machine that ran goes on |
 //! | `GET /machine/disks`, `GET /machine/disks/ID` | | [`Disks`], [`Disk`] |
 //! | `POST /machine/disks` | [`AttachDisk`], descriptors | [`Disk`]: the guest has been told |
 //! | `DELETE /machine/disks/ID` | | 202: the guest has been asked; `detached` is the event when it has let go |
@@ -32,6 +33,7 @@ mod balloon;
 mod devices;
 #[cfg(feature = "openapi")]
 pub mod openapi;
+mod snapshot;
 
 use std::collections::BTreeMap;
 
@@ -40,6 +42,7 @@ pub use self::{
     devices::{
         AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, NetLimits, Nets, ResizeDisk,
     },
+    snapshot::{SnapshotKind, SnapshotRequest, SnapshotTaken},
 };
 use serde::{Deserialize, Serialize};
 

@@ -12,7 +12,7 @@ use utoipa::{
 
 use super::{
     AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerRequest,
-    Problem, ResizeDisk, SetBalloon,
+    Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
 };
 use crate::{Event, config::RateLimit};
 
@@ -25,7 +25,7 @@ use crate::{Event, config::RateLimit};
     ),
     servers((url = "http://localhost", description = "Whatever the host name: `curl --unix-socket SOCKET http://localhost/machine`")),
     paths(
-        machine, events, metrics, power, pause, resume, disks, attach_disk, disk, detach_disk, resize_disk, limit_disk, nets,
+        machine, events, metrics, power, pause, resume, snapshot, disks, attach_disk, disk, detach_disk, resize_disk, limit_disk, nets,
         attach_net, net, detach_net, limit_net, balloon, set_balloon
     ),
     components(schemas(Problem))
@@ -134,6 +134,17 @@ fn pause() {}
 /// Lets the machine go on.
 #[utoipa::path(put, path = "/machine/resume", tag = "machine", responses((status = 204, description = "It runs")))]
 fn resume() {}
+
+/// Writes the machine into two files, which come with the request, by SCM_RIGHTS (unix(7)): the state's and the
+/// memory's. A machine that ran goes on when it is done; until then it answers nobody.
+#[utoipa::path(
+    post, path = "/machine/snapshot", tag = "machine", request_body = SnapshotRequest,
+    responses(
+        (status = 200, body = SnapshotTaken, description = "Both files are written, though perhaps not to the disk yet"),
+        (status = 409, description = "There is no snapshot that this could be a difference to; or the guest has just ended")
+    )
+)]
+fn snapshot() {}
 
 /// The disks, by their place on the bus.
 #[utoipa::path(get, path = "/machine/disks", tag = "devices", responses((status = 200, body = Disks)))]

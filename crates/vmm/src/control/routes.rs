@@ -6,12 +6,13 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerAction,
-        PowerRequest, Problem, ResizeDisk, SetBalloon,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
     },
 };
 use serde::de::DeserializeOwned;
 
 use super::http::{Request, Response, problem};
+use crate::snapshot::Files;
 
 /// The machine, as the control socket knows it. Called on the event loop's thread; must not block, but for
 /// what a disk takes.
@@ -38,6 +39,12 @@ pub trait Handler {
     /// # Errors
     /// What to answer instead of 204.
     fn resume(&mut self) -> Result<(), Problem>;
+
+    /// Writes all of it into files. It stands still meanwhile.
+    ///
+    /// # Errors
+    /// What to answer instead of 200.
+    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem>;
 
     /// Does something to its power.
     ///
@@ -300,12 +307,22 @@ const ROUTES: &[Route] = &[
             Response::json(&handler.set_balloon(read_json::<SetBalloon>(asked.request)?)?)
         }),
     },
+    Route { path: "/machine/snapshot", act: Act::Post(snapshot) },
 ];
 
 /// Every route: method and path.
 #[cfg(test)]
 pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
     ROUTES.iter().map(|route| (route.method(), route.path))
+}
+
+fn snapshot(handler: &mut dyn Handler, asked: Asked<'_>) -> Result<Response, Problem> {
+    let request: SnapshotRequest = read_json(asked.request)?;
+    let Ok([state, memory]) = <[OwnedFd; 2]>::try_from(asked.descriptors) else {
+        let detail = "a snapshot takes two descriptors: the state's and the memory's, in this order";
+        return Err(problem(400, detail.into()));
+    };
+    Response::json(&handler.snapshot(request, Files { state: state.into(), memory: memory.into() })?)
 }
 
 fn power(handler: &mut dyn Handler, asked: &Asked<'_>) -> Result<Response, Problem> {

@@ -13,13 +13,14 @@ use ec2vmm_vmm_api::{
     config::{Identity, RateLimit},
     control::{
         AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
-        ResizeDisk, SetBalloon, State,
+        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
     },
 };
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::{connection::Connection, http::REQUEST_BYTES_MAX, *};
+use crate::snapshot::Files;
 
 /// A machine that notes what was done to it.
 #[derive(Default)]
@@ -92,6 +93,10 @@ impl Handler for Fake {
     fn resume(&mut self) -> Result<(), Problem> {
         self.paused = false;
         Ok(())
+    }
+
+    fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<SnapshotTaken, Problem> {
+        Err(problem(409, "there is no snapshot of nothing".into()))
     }
 
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
@@ -335,7 +340,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon"}
+            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
         "#]],
     );
     check_problem(
@@ -356,7 +361,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /machine/disks/a/b HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon"}
+            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
         "#]],
     );
     check_problem(

@@ -8,7 +8,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, NetLimits, PowerAction,
-        Problem, ResizeDisk, SetBalloon, State,
+        Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
     },
 };
 
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     control::{Detached, Handler, problem},
+    snapshot::Files,
     x86_64::acpi,
 };
 
@@ -52,6 +53,10 @@ impl Handler for Answers<'_> {
 
     fn pause(&mut self) -> Result<(), Problem> {
         self.machine.pause(self.run).map_err(|Ending| too_late())
+    }
+
+    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem> {
+        self.machine.snapshot(self.run, request, files)
     }
 
     fn resume(&mut self) -> Result<(), Problem> {
@@ -154,7 +159,7 @@ fn view_balloon(state: BalloonState) -> Balloon {
 }
 
 /// What came just before has made an end.
-pub(super) fn too_late() -> Problem {
+pub(crate) fn too_late() -> Problem {
     Problem {
         hint: Some("GET /events tells which; after a reset, ask again".into()),
         ..problem(409, "the guest has just ended, or asked for a reset".into())

@@ -20,7 +20,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use crate::{ask, get, guests, machine::Machine, put_power};
 
 /// Asks for something, with descriptors.
-fn send(machine: &Machine, request: &str, descriptors: &[BorrowedFd<'_>]) -> String {
+pub(crate) fn send(machine: &Machine, request: &str, descriptors: &[BorrowedFd<'_>]) -> String {
     let mut stream = machine.connect(&machine.control);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -32,7 +32,7 @@ fn send(machine: &Machine, request: &str, descriptors: &[BorrowedFd<'_>]) -> Str
     answer
 }
 
-fn with_body(method: &str, path: &str, body: &str) -> String {
+pub(crate) fn with_body(method: &str, path: &str, body: &str) -> String {
     let length = body.len();
     format!(
         "{method} {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"

@@ -65,6 +65,7 @@ pub(crate) fn config() -> MachineConfig {
         cpus: 1,
         memory_mib: 64,
         boot: Boot::Files { kernel: KERNEL, initrd: None, cmdline: String::new() },
+        restore: None,
         disks: vec![],
         nets: vec![],
         vsock: None,

@@ -16,6 +16,7 @@ mod machine;
 mod memory;
 mod pause;
 mod reboots;
+mod snapshot;
 mod stuck;
 
 use std::io::{BufRead, BufReader, Read, Write};

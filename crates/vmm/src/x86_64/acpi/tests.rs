@@ -155,6 +155,7 @@ fn events_reach_their_devices() {
             "S006: 0x03 (Eject Request)",
             "PWRB: 0x80 (Status Change)",
             "S005: 0x03 (Eject Request)",
+            "VGEN: 0x80 (Status Change)",
         ]
     "#]]
     .assert_debug_eq(&notified(0xff));
@@ -289,6 +290,10 @@ fn the_dsdt_describes_the_machine() {
             Device (PWRB)
             Name (_HID, EisaId ("PNP0C0C")
             Name (_UID, Zero)
+            Device (VGEN)
+            Name (_HID, "EC2V0001")
+            Name (ADDR, Package (0x02)
+            0x000D0100,
             Device (GED)
             Name (_HID, "ACPI0013"
             Name (_UID, Zero)
@@ -302,6 +307,8 @@ fn the_dsdt_describes_the_machine() {
             Notify (PWRB, 0x80)
             If ((Local0 & 0x02))
             ^^PCI0.CHNG ()
+            If ((Local0 & 0x80))
+            Notify (VGEN, 0x80)
             Device (C000)
             Name (_HID, "ACPI0007"
             Name (_UID, Zero)
