@@ -253,7 +253,7 @@ const TUNSETPERSIST: Opcode = ioctl::opcode::write::<i32>(b'T', 203);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, process::Command};
 
     use super::{Error, open, stable_mac};
 
@@ -281,6 +281,48 @@ mod tests {
             assert_eq!(first & 0x03, 0x02);
         }
     }
+
+    /// In a network of its own; not without the rights to make one.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
+    fn a_tap_has_one_owner_whatever_its_queues() {
+        let make = "mount -t sysfs sysfs /sys && ip tuntap add one mode tap && \
+                    ip tuntap add many mode tap multi_queue && ip link set many up && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", make, "sh"]);
+        command.arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "tap::tests::among_taps", "--include-ignored", "--nocapture"]);
+        let possible = Command::new("unshare").args(["--net", "--mount", "ip", "-V"]).output();
+        if !possible.is_ok_and(|output| output.status.success()) {
+            eprintln!("SKIPPED a_tap_has_one_owner_whatever_its_queues: it needs root, `unshare` and `ip`");
+            return;
+        }
+        let output = command.env(AMONG_TAPS, "yes").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{output:?}");
+    }
+
+    #[test]
+    #[ignore = "not a test: the part of the one above that runs in its own network"]
+    fn among_taps() {
+        if std::env::var_os(AMONG_TAPS).is_none() {
+            return;
+        }
+        let one = open("one", 4).unwrap();
+        assert_eq!((one.queues.len(), one.is_up), (1, false));
+        assert!(matches!(open("one", 1), Err(Error::Busy { .. })));
+        for queues in [1, 3] {
+            let many = open("many", queues).unwrap();
+            assert_eq!((many.queues.len(), many.is_up), (usize::from(queues), true));
+            for wanted in [1, 2] {
+                assert!(matches!(open("many", wanted), Err(Error::Busy { .. })), "{queues} {wanted}");
+            }
+        }
+        drop(one);
+        open("one", 1).unwrap();
+    }
+
+    const AMONG_TAPS: &str = "EC2VMM_TEST_AMONG_TAPS";
 
     #[test]
     fn loopback_is_no_tap() {

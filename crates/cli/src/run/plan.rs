@@ -278,6 +278,7 @@ const MIB: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use ec2vmm_vmm_api::config::RateLimit;
     use expect_test::{Expect, expect};
 
     use super::{Boot, Console, NO_NETWORK_WAIT, Plan};
@@ -380,7 +381,7 @@ mod tests {
         check(
             "--kernel k --persist",
             &expect![[r#"
-            Usage: --persist, --read-only, --snapshot and --format are about IMAGE, and there is none
+            Usage: --persist, --read-only, --snapshot, --format and --io-limit are about IMAGE, and there is none
             hint: give other disks with `--disk FILE,OPTION`"#]],
         );
         check(
@@ -407,6 +408,24 @@ mod tests {
             Usage: a machine has at most 8 network interfaces
             hint: "#]],
         );
+    }
+
+    #[test]
+    fn limits_and_queues_are_those_that_were_typed() {
+        let words = "a.raw --cpus 2 --io-limit iops=100 --disk b,bps=1M/2M,queues=3 --net tap=t,tx-pps=9 \
+                     --net tap=u,queues=5,mtu=1400 --entropy-limit bps=64k --balloon deflate-on-oom=off";
+        let plan = plan(words).unwrap();
+        let rates = |limit: RateLimit| {
+            [limit.operations, limit.bandwidth]
+                .map(|bucket| bucket.map(|bucket| (bucket.per_second.get(), bucket.burst.get())))
+        };
+        let disks: Vec<_> = plan.disks.iter().map(|disk| (disk.queues, rates(disk.rate_limit))).collect();
+        assert_eq!(disks, [(None, [Some((100, 100)), None]), (Some(3), [None, Some((1 << 20, 2 << 20))])]);
+        let [first, second] = &plan.nets[..] else { panic!("{:?}", plan.nets) };
+        assert_eq!((first.queues, first.mtu, rates(first.transmit)), (2, None, [Some((9, 9)), None]));
+        assert_eq!((second.queues, second.mtu, rates(second.receive)), (5, Some(1400), [None, None]));
+        assert_eq!(rates(plan.entropy.rate_limit), [None, Some((65536, 65536))]);
+        assert_eq!((plan.balloon.deflate_on_oom, plan.balloon.free_page_reporting), (false, true));
     }
 
     fn check(words: &str, expect: &Expect) {
