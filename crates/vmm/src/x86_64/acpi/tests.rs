@@ -143,18 +143,21 @@ fn notified(filled: u8) -> Vec<String> {
         let (device, rest) = line.split_once(" Notify on [")?.1.split_once(']')?;
         Some(format!("{device}: {}", rest.split_once(" Value ")?.1))
     };
-    text.lines().filter_map(notify).collect()
+    // The interpreter tells of them on several threads.
+    let mut notified: Vec<_> = text.lines().filter_map(notify).collect();
+    notified.sort();
+    notified
 }
 
 #[test]
 fn events_reach_their_devices() {
     expect![[r#"
         [
+            "PWRB: 0x80 (Status Change)",
             "S005: 0x01 (Device Check)",
+            "S005: 0x03 (Eject Request)",
             "S006: 0x01 (Device Check)",
             "S006: 0x03 (Eject Request)",
-            "PWRB: 0x80 (Status Change)",
-            "S005: 0x03 (Eject Request)",
             "VGEN: 0x80 (Status Change)",
         ]
     "#]]
