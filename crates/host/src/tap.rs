@@ -286,8 +286,8 @@ mod tests {
     #[test]
     #[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
     fn a_tap_has_one_owner_whatever_its_queues() {
-        let make = "mount -t sysfs sysfs /sys && ip tuntap add one mode tap && \
-                    ip tuntap add many mode tap multi_queue && ip link set many up && exec \"$@\"";
+        let make = "mount -t sysfs sysfs /sys && ip tuntap add plain0 mode tap && \
+                    ip tuntap add multi0 mode tap multi_queue && ip link set multi0 up && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", make, "sh"]);
         command.arg(std::env::current_exe().unwrap());
@@ -308,18 +308,18 @@ mod tests {
         if std::env::var_os(AMONG_TAPS).is_none() {
             return;
         }
-        let one = open("one", 4).unwrap();
+        let one = open("plain0", 4).unwrap();
         assert_eq!((one.queues.len(), one.is_up), (1, false));
-        assert!(matches!(open("one", 1), Err(Error::Busy { .. })));
+        assert!(matches!(open("plain0", 1), Err(Error::Busy { .. })));
         for queues in [1, 3] {
-            let many = open("many", queues).unwrap();
+            let many = open("multi0", queues).unwrap();
             assert_eq!((many.queues.len(), many.is_up), (usize::from(queues), true));
             for wanted in [1, 2] {
-                assert!(matches!(open("many", wanted), Err(Error::Busy { .. })), "{queues} {wanted}");
+                assert!(matches!(open("multi0", wanted), Err(Error::Busy { .. })), "{queues} {wanted}");
             }
         }
         drop(one);
-        open("one", 1).unwrap();
+        open("plain0", 1).unwrap();
     }
 
     const AMONG_TAPS: &str = "EC2VMM_TEST_AMONG_TAPS";
