@@ -41,6 +41,8 @@ pub struct Parts {
     pub cpus: u8,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// See [`MachineConfig::huge_pages`].
+    pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
     /// Disks in the order in which the guest finds them.
@@ -347,13 +349,14 @@ impl Handed {
         let [console, console_log, console_listener] =
             [ways.console, ways.console_log, ways.console_listener].map(&mut given);
         let [record, events, lifeline] = [ways.record, ways.events, ways.lifeline].map(given);
-        let Parts { kvm, identity, cpus, memory_mib, boot, disks, nets, vsock, control } = parts;
+        let Parts { kvm, identity, cpus, memory_mib, huge_pages, boot, disks, nets, vsock, control } = parts;
         MachineConfig {
             version: ec2vmm_vmm_api::VERSION,
             kvm: self.hand(kvm),
             identity,
             cpus,
             memory_mib,
+            huge_pages,
             boot: match boot {
                 Boot::Disk { append } => config::Boot::Disk { append },
                 Boot::Files { kernel, initrd, cmdline } => config::Boot::Files {

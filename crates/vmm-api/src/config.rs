@@ -23,6 +23,11 @@ pub struct MachineConfig {
     pub cpus: u8,
     /// Guest memory in MiB, at least [`MEMORY_MIB_MIN`].
     pub memory_mib: u64,
+    /// Guest memory is made of huge pages of [`HUGE_PAGE_MIB`] that the host keeps for it (`vm.nr_hugepages`):
+    /// all of them are taken at the start, or there is no machine, and none is given back before its end.
+    /// `memory_mib` is a whole number of them.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
     /// Disks in the order in which the guest finds them: the first is `/dev/vda`.
@@ -59,6 +64,8 @@ pub struct MachineConfig {
 
 /// The least memory a machine can have, MiB.
 pub const MEMORY_MIB_MIN: u64 = 32;
+/// The size of a huge page, MiB.
+pub const HUGE_PAGE_MIB: u64 = 2;
 /// The most vCPUs a machine can have.
 pub const CPUS_MAX: u8 = 64;
 /// The most disks, and the most network interfaces, a machine can have.

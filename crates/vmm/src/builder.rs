@@ -89,7 +89,8 @@ fn build(
     let Descriptors { kvm, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
-    let memory = memory::map(config.memory_mib)?;
+    let map = if config.huge_pages { memory::map_huge } else { memory::map };
+    let memory = map(config.memory_mib)?;
     let disks = open_disks(&config.disks, disks)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
     let slots = devices(&config, vsock, taps, &memory, disks)?;
@@ -126,6 +127,10 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         (config.version != ec2vmm_vmm_api::VERSION, "the configuration is of another version"),
         (!(1..=config::CPUS_MAX).contains(&config.cpus), "a machine has 1 to 64 vCPUs"),
         (config.memory_mib < config::MEMORY_MIB_MIN, "a machine has at least 32 MiB of memory"),
+        (
+            config.huge_pages && !config.memory_mib.is_multiple_of(config::HUGE_PAGE_MIB),
+            "memory of huge pages is a whole number of 2 MiB",
+        ),
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
         (config.disks.iter().any(|disk| disk.layers.is_empty()), "a disk has at least one layer"),

@@ -25,6 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) size: Size,
+    pub(crate) huge_pages: bool,
     pub(crate) boot: Boot,
     /// The image first, if there is one.
     pub(crate) disks: Vec<Wanted>,
@@ -95,6 +96,7 @@ impl Plan {
         }
         Ok(Self {
             size,
+            huge_pages: args.huge_pages,
             boot: boot(args),
             disks,
             seed,
