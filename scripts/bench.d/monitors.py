@@ -24,10 +24,10 @@ class Launch:
 
     argv: list
     stdin: bytes = b""
-    # Number in the process -> path of a file that is opened for it.
+    # Number in the process -> path of a file that is opened for it, or a descriptor that is open here.
     files: dict = field(default_factory=dict)
-    # Number in the process of its end of the console; 1 is standard output.
-    console: int = 1
+    # Numbers in the process of its end of the console; 1 is standard output.
+    console: tuple = (1,)
     # Number in the process of its end of the stream of events, if it has one.
     events: int = 0
     # Exit status of a good end.
@@ -46,17 +46,19 @@ class Process:
             (os.POSIX_SPAWN_DUP2, stdin, 0),
             (os.POSIX_SPAWN_DUP2, self.stderr, 1),
             (os.POSIX_SPAWN_DUP2, self.stderr, 2),
-            (os.POSIX_SPAWN_DUP2, inside.fileno(), launch.console),
+            *((os.POSIX_SPAWN_DUP2, inside.fileno(), number) for number in launch.console),
         ]
         opened = [stdin]
         self.events = None
         if launch.events:
             self.events, events_inside = socket.socketpair()
             actions.append((os.POSIX_SPAWN_DUP2, events_inside.fileno(), launch.events))
-        for number, path in launch.files.items():
-            flags = os.O_RDWR if path == "/dev/kvm" else os.O_RDONLY
-            opened.append(os.open(path, flags | os.O_CLOEXEC))
-            actions.append((os.POSIX_SPAWN_DUP2, opened[-1], number))
+        for number, file in launch.files.items():
+            if isinstance(file, str):
+                flags = os.O_RDWR if file == "/dev/kvm" else os.O_RDONLY
+                opened.append(os.open(file, flags | os.O_CLOEXEC))
+                file = opened[-1]
+            actions.append((os.POSIX_SPAWN_DUP2, file, number))
         # The descriptors here must not be overwritten while they are being handed over.
         assert max(opened + [inside.fileno(), self.stderr]) < FIRST_FD + 90
         self.started = time.monotonic_ns()
@@ -69,13 +71,22 @@ class Process:
 
     def wait_for(self, line):
         """Nanoseconds from the start until the console has shown the line."""
+        self.read_until(line)
+        return time.monotonic_ns() - self.started
+
+    def read_until(self, line):
+        """What the console shows until it has shown the line."""
         shown = b""
         while line not in shown:
             piece = self.console.recv(65536)
             if not piece:
                 raise Failed(f"{self.launch.argv[0]} ended early: {self.words(shown)}")
             shown += piece
-        return time.monotonic_ns() - self.started
+        return shown
+
+    def say(self, line):
+        """Types a line on the console."""
+        self.console.sendall(line + b"\n")
 
     def cpu_ns(self):
         """CPU time of all its threads so far, by its own clock (clock_getcpuclockid(3))."""
@@ -126,10 +137,18 @@ class Ec2vmm:
     def __init__(self, binary):
         self.binary = binary
 
-    def kernel(self, kernel, initrd, cmdline):
+    def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": FIRST_FD + 102, "cmdline": cmdline}
         files = {FIRST_FD + 101: kernel, FIRST_FD + 102: initrd}
-        return self.machine(boot, files)
+        disks, nets = [], []
+        if disk:
+            files[FIRST_FD + 103] = disk.fd
+            layer = {"fd": FIRST_FD + 103, "format": "raw"}
+            disks.append({"layers": [layer], "read_only": False, "serial": "bench"})
+        if tap:
+            files[FIRST_FD + 104] = tap.open()
+            nets.append({"tap": FIRST_FD + 104, "mac": list(bytes.fromhex(tap.mac.replace(":", "")))})
+        return self.machine(boot, files, disks, nets)
 
     def disk(self, image):
         """Booted from a raw disk image, which is only read."""
@@ -142,7 +161,7 @@ class Ec2vmm:
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
         return self.machine(boot, {FIRST_FD + 101: guest})
 
-    def machine(self, boot, files, disks=()):
+    def machine(self, boot, files, disks=(), nets=()):
         kvm, console, events = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111
         identity = {
             "uuid": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
@@ -158,14 +177,14 @@ class Ec2vmm:
             "memory_mib": MEMORY_MIB,
             "boot": boot,
             "disks": list(disks),
-            "nets": [],
+            "nets": list(nets),
             "vsock": None,
             "console": console,
             "control": None,
             "events": events,
             "lifeline": None,
         }
-        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, console, events)
+        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, (console,), events)
 
 
 class QemuMicrovm:
@@ -175,12 +194,25 @@ class QemuMicrovm:
     refuses = ()
     end = ""
     machine = "microvm,accel=kvm,x-option-roms=off,auto-kernel-cmdline=off,pit=off,pic=off,rtc=off"
+    tap_options = ""
 
     def __init__(self, binary):
         self.binary = binary
 
-    def kernel(self, kernel, initrd, cmdline):
-        return Launch(self.argv("-kernel", kernel, "-initrd", initrd, "-append", cmdline))
+    def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
+        boot = ["-kernel", kernel, "-initrd", initrd, "-append", cmdline]
+        if not disk and not tap:
+            return Launch(self.argv(*boot))
+        devices, files = [], {}
+        if disk:
+            # As its documentation advises: a thread of its own for the device.
+            devices += ["-object", "iothread,id=io", "-drive", f"if=none,id=disk,format=raw,aio=io_uring,file={disk.path}"]
+            devices += ["-device", "virtio-blk-pci,drive=disk,iothread=io"]
+        if tap:
+            files[FIRST_FD + 104] = tap.open()
+            devices += ["-netdev", f"tap,id=net,fd={FIRST_FD + 104}{self.tap_options}"]
+            devices += ["-device", f"virtio-net-pci,netdev=net,mac={tap.mac},romfile="]
+        return Launch(self.argv(*boot, *devices, machine=self.machine + ",pcie=on"), files=files, console=(0, 1))
 
     def tiny(self, folder, ends):
         # Its first instruction is the firmware's: the tiny guest takes the firmware's place.
@@ -190,10 +222,17 @@ class QemuMicrovm:
         device = ["-device", "isa-debug-exit,iobase=0x501,iosize=1"]
         return Launch(self.argv("-bios", path, *device), status=1)
 
-    def argv(self, *more):
-        common = ["-M", self.machine, "-cpu", "host,arch-capabilities=off", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults"]
+    def argv(self, *more, machine=None):
+        common = ["-M", machine or self.machine, "-cpu", "host,arch-capabilities=off", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults"]
         quiet = ["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
         return [self.binary, *common, *quiet, *more]
+
+
+class QemuVhost(QemuMicrovm):
+    """The same, with its interface served by the host's kernel."""
+
+    name = "QEMU microvm, vhost"
+    tap_options = ",vhost=on"
 
 
 class Firecracker:
@@ -206,18 +245,33 @@ class Firecracker:
     def __init__(self, binary):
         self.binary = binary
 
-    def kernel(self, kernel, initrd, cmdline):
-        return self.machine({"kernel_image_path": kernel, "initrd_path": initrd, "boot_args": cmdline})
+    def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
+        boot = {"kernel_image_path": kernel, "initrd_path": initrd, "boot_args": cmdline}
+        if not disk and not tap:
+            return self.machine(boot)
+        config = self.config(boot)
+        if disk:
+            drive = {"drive_id": "disk", "path_on_host": disk.path, "is_root_device": False, "is_read_only": False}
+            config["drives"].append(drive | {"io_engine": "Async"})
+        if tap:
+            config["network-interfaces"] = [{"iface_id": "net", "host_dev_name": tap.name, "guest_mac": tap.mac}]
+        # Standard input is the console: the configuration comes by another way.
+        file = memory_file(json.dumps(config).encode())
+        argv = [*self.argv(f"/proc/self/fd/{FIRST_FD + 105}"), "--enable-pci"]
+        return Launch(argv, files={FIRST_FD + 105: file}, console=(0, 1))
 
     def tiny(self, folder, ends):
         guest = write(folder, f"firecracker.elf.{ends}", elf(tiny_guest(0x64, 0xFE, ends)))
         return self.machine({"kernel_image_path": guest, "boot_args": ""})
 
     def machine(self, boot):
-        machine = {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}
-        config = {"boot-source": boot, "machine-config": machine, "drives": []}
-        argv = [self.binary, "--no-api", "--level", "Error", "--config-file", "/dev/stdin"]
-        return Launch(argv, json.dumps(config).encode())
+        return Launch(self.argv("/dev/stdin"), json.dumps(self.config(boot)).encode())
+
+    def config(self, boot):
+        return {"boot-source": boot, "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}, "drives": []}
+
+    def argv(self, config):
+        return [self.binary, "--no-api", "--level", "Error", "--config-file", config]
 
 
 def tiny_guest(port, value, ends, bits=64):
