@@ -252,6 +252,19 @@ impl Machine {
 
     /// Asks the control socket; gives the body of a good answer.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> String {
+        let (head, body) = self.ask(method, path, body);
+        assert!(head.starts_with("HTTP/1.1 20"), "{method} {path}: {head}\n{body}");
+        body
+    }
+
+    /// Asks the control socket for what it refuses; gives the body of the answer.
+    pub(crate) fn refused(&self, method: &str, path: &str, body: &str) -> String {
+        let (head, body) = self.ask(method, path, body);
+        assert!(head.starts_with("HTTP/1.1 4"), "{method} {path}: {head}\n{body}");
+        body
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> (String, String) {
         progress::step(&format!("{method} {path}"));
         let mut stream = UnixStream::connect(self.path("control")).unwrap();
         write!(
@@ -263,8 +276,7 @@ impl Machine {
         .unwrap();
         let answer = std::io::read_to_string(stream).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 20"), "{method} {path}: {answer}");
-        body.to_owned()
+        (head.to_owned(), body.to_owned())
     }
 }
 

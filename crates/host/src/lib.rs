@@ -5,6 +5,7 @@
 //! prints, reads no environment variable and no terminal.
 
 pub mod capacity;
+pub mod control;
 pub mod disks;
 pub mod files;
 pub mod host;

@@ -45,6 +45,8 @@ pub struct Parts {
     pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
+    /// A snapshot to go on from.
+    pub restore: Option<Restore>,
     /// Disks in the order in which the guest finds them.
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest finds them.
@@ -89,6 +91,15 @@ pub enum Boot {
         /// The whole command line.
         cmdline: String,
     },
+}
+
+/// [`config::Restore`] with open files.
+#[derive(Debug)]
+pub struct Restore {
+    /// The state file.
+    pub state: File,
+    /// The memory files: a full one, then each difference.
+    pub memory: Vec<File>,
 }
 
 /// [`config::Net`] with an open tap.
@@ -349,7 +360,8 @@ impl Handed {
         let [console, console_log, console_listener] =
             [ways.console, ways.console_log, ways.console_listener].map(&mut given);
         let [record, events, lifeline] = [ways.record, ways.events, ways.lifeline].map(given);
-        let Parts { kvm, identity, cpus, memory_mib, huge_pages, boot, disks, nets, vsock, control } = parts;
+        let Parts { kvm, identity, cpus, memory_mib, huge_pages, boot, restore, disks, nets, vsock, control } =
+            parts;
         MachineConfig {
             version: ec2vmm_vmm_api::VERSION,
             kvm: self.hand(kvm),
@@ -365,6 +377,12 @@ impl Handed {
                     cmdline,
                 },
             },
+            restore: restore.map(|Restore { state, memory }| config::Restore {
+                state: self.hand(state),
+                memory: memory.into_iter().map(|file| self.hand(file)).collect(),
+                clock: config::Clock::default(),
+                track: false,
+            }),
             disks: disks.into_iter().map(|disk| self.disk(disk)).collect(),
             nets: nets.into_iter().map(|net| config::Net { tap: self.hand(net.tap), mac: net.mac }).collect(),
             vsock: vsock.map(|listener| config::Vsock { cid: GUEST_CID, listener: self.hand(listener) }),
@@ -375,6 +393,7 @@ impl Handed {
             control: control.map(|listener| self.hand(listener)),
             events,
             lifeline,
+            stuck_after_s: config::STUCK_AFTER_S_USUAL,
         }
     }
 

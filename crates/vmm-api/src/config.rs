@@ -30,6 +30,9 @@ pub struct MachineConfig {
     pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
+    /// A snapshot to go on from, in place of booting; `boot` is then for the next reset.
+    #[serde(default)]
+    pub restore: Option<Restore>,
     /// Disks in the order in which the guest finds them: the first is `/dev/vda`.
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest finds them.
@@ -60,6 +63,18 @@ pub struct MachineConfig {
     /// A pipe or socket whose other end the owner holds: the machine ends when it is closed there.
     /// Without one the machine outlives whoever started it.
     pub lifeline: Option<Fd>,
+    /// For how long a vCPU may be busy with interrupts off before [`crate::Event::Stuck`] tells of it,
+    /// seconds. 0: nobody looks.
+    #[serde(default = "stuck_after_s")]
+    pub stuck_after_s: u32,
+}
+
+/// [`MachineConfig::stuck_after_s`] where nothing is said: beyond what a kernel's start takes, and about as long
+/// as guests' own watchdogs wait.
+pub const STUCK_AFTER_S_USUAL: u32 = 30;
+
+fn stuck_after_s() -> u32 {
+    STUCK_AFTER_S_USUAL
 }
 
 /// The least memory a machine can have, MiB.
@@ -80,6 +95,7 @@ pub const RECORD_BYTES: u64 = 4 * 1024;
 
 /// What the machine says of itself by SMBIOS (DSP0134): cloud-init chooses its data source by it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// System UUID. One that starts with `ec2` promises a metadata service at 169.254.169.254.
@@ -112,8 +128,39 @@ pub enum Boot {
     },
 }
 
+/// A snapshot to go on from. The machine is to have what it had: vCPUs, memory, disks as they were, network
+/// interfaces with their addresses, vsock.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The state file, open for reading.
+    pub state: Fd,
+    /// The memory files, open for reading: a full one, then each difference, in order. The full one is mapped:
+    /// it must not change while the machine lives, and pages that the guest does not write are shared with
+    /// all machines that have mapped it. Differences are copied.
+    pub memory: Vec<Fd>,
+    /// What the guest's clocks say.
+    #[serde(default)]
+    pub clock: Clock,
+    /// Note from the start which pages change, so that the next snapshot can be a difference to this one.
+    #[serde(default)]
+    pub track: bool,
+}
+
+/// What the clocks of a restored guest say of the time since its snapshot.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// That it has passed: time of day is right, and whatever was to happen meanwhile happens now.
+    #[default]
+    Advance,
+    /// That there was none: time of day is wrong until something sets it, and nothing is late.
+    StandStill,
+}
+
 /// How a file holds a disk. Recorded, never probed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// Byte N of the file is byte N of the disk.

@@ -9,6 +9,7 @@ use crate::{
 
 /// Something that happened. `us` counts microseconds since the process started.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
     /// Kernel and initrd are in memory.
@@ -23,10 +24,57 @@ pub enum Event {
         /// Microseconds since the process started.
         us: u64,
     },
+    /// The machine is as it was when a snapshot was taken. [`Event::Running`] follows.
+    Restored {
+        /// Microseconds since the process started.
+        us: u64,
+    },
     /// The guest asked for a reset, or somebody did on its behalf. [`Event::Loaded`] follows.
     Reset {
         /// Microseconds since the process started.
         us: u64,
+    },
+    /// The machine stands still, as it was asked to.
+    Paused {
+        /// Microseconds since the process started.
+        us: u64,
+    },
+    /// It goes on.
+    Resumed {
+        /// Microseconds since the process started.
+        us: u64,
+    },
+    /// A disk or network interface has been attached, and the guest told.
+    Attached {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which.
+        id: String,
+    },
+    /// A disk or network interface is gone, and its descriptors are closed: the guest has let go of it, was
+    /// forced to, or has been reset since it was asked to.
+    Detached {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which.
+        id: String,
+    },
+    /// A vCPU has been busy with interrupts off for [`crate::MachineConfig::stuck_after_s`], so that no timer
+    /// reaches it: its guest hangs, or soon will. The machine goes on.
+    Stuck {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which, from 0.
+        vcpu: u8,
+        /// Where it executes: the guest's own address.
+        rip: u64,
+    },
+    /// A vCPU that was stuck takes interrupts again, or rests.
+    Recovered {
+        /// Microseconds since the process started.
+        us: u64,
+        /// Which, from 0.
+        vcpu: u8,
     },
     /// The guest's kernel said by pvpanic that it has panicked.
     Panicked {

@@ -1,6 +1,7 @@
 //! Makes a [`Machine`] out of its configuration and the descriptors that the process was born with.
 
 use std::{
+    fs::File,
     os::{
         fd::{FromRawFd, IntoRawFd, OwnedFd},
         unix::net::UnixListener,
@@ -12,24 +13,18 @@ use std::{
 use ec2vmm_devices::{
     Memory,
     rtc::Rtc,
-    virtio::{
-        VirtioDevice,
-        balloon::Balloon,
-        block::{Block, Options},
-        rng::Rng,
-        vsock::Vsock,
-    },
+    virtio::{balloon::Balloon, rng::Rng, vsock::Vsock},
 };
-use ec2vmm_image as image;
 use ec2vmm_vmm_api::{
     Exit, MachineConfig,
-    config::{self, Boot, Format},
+    config::{self, Boot},
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
-    block::{self, Access, OpenDisk},
+    block::{Access, OpenDisk},
     boot_source::BootSource,
     clock::HostClock,
     console::Console,
@@ -37,14 +32,17 @@ use crate::{
     entropy::KernelEntropy,
     error::MachineError,
     event_loop::EventLoop,
-    inherited::{BootFiles, Descriptors, Inherited},
+    inherited::{BootFiles, Descriptors, Inherited, RestoreFiles},
     machine::Machine,
     mailbox::Mailbox,
-    memory, net,
+    memory,
+    parts::{self, DiskSpec},
     reclaim::Madvise,
     report::Report,
-    slots::Slot,
+    slots::{DISKS, NETS, Part, Slot, Slots},
+    snapshot::Snapshot,
     vcpu,
+    x86_64::acpi,
 };
 
 /// Runs a machine from its birth to its end.
@@ -86,14 +84,21 @@ fn build(
     descriptors: Descriptors,
 ) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
-    let Descriptors { kvm, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
+    let Descriptors { kvm, boot, restore, disks, taps, vsock, console, control, lifeline } = descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
-    let map = if config.huge_pages { memory::map_huge } else { memory::map };
-    let memory = map(config.memory_mib)?;
+    let snapshot = restore.map(|files| open_snapshot(files, &config)).transpose()?;
+    let memory = match &snapshot {
+        Some(snapshot) => snapshot.map_memory(config.memory_mib)?,
+        None if config.huge_pages => memory::map_huge(config.memory_mib)?,
+        None => memory::map(config.memory_mib)?,
+    };
     let disks = open_disks(&config.disks, disks)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
     let slots = devices(&config, vsock, taps, &memory, disks)?;
+    if let Some(snapshot) = &snapshot {
+        snapshot.check(&config, &slots)?;
+    }
     let console = Console::new(console).map_err(MachineError::system("making the console"))?;
     let control = control
         .map(|fd| ControlServer::new(UnixListener::from(fd)))
@@ -101,24 +106,45 @@ fn build(
         .map_err(MachineError::system("making the control socket"))?;
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
     let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    let generation = acpi::generation::new().map_err(MachineError::system("getting random numbers"))?;
+    let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
+    let watch_timer = watch_timer.map_err(|error| MachineError::System {
+        what: "making the timer of the watch",
+        source: error.into(),
+    })?;
     Ok(move |report| Machine {
         kvm,
         memory,
         boot,
+        mapped: snapshot.is_some(),
+        snapshot,
+        tracking: None,
+        generation,
         slots,
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
         control,
+        untold: None,
         lifeline,
         event_loop,
         mailbox,
+        watch_timer,
         counters: Arc::default(),
         state: State::Starting,
+        end: None,
         reboots: 0,
         booted: Booted::default(),
         report,
         config,
     })
+}
+
+fn open_snapshot(files: RestoreFiles, config: &MachineConfig) -> Result<Snapshot, MachineError> {
+    let RestoreFiles { state, memory } = files;
+    let (clock, track) =
+        config.restore.as_ref().map(|restore| (restore.clock, restore.track)).unwrap_or_default();
+    let memory = memory.into_iter().map(File::from).collect();
+    Ok(Snapshot::open(state.into(), memory, config, clock, track)?)
 }
 
 /// What the contract promises, before anything is made.
@@ -130,6 +156,10 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         (
             config.huge_pages && !config.memory_mib.is_multiple_of(config::HUGE_PAGE_MIB),
             "memory of huge pages is a whole number of 2 MiB",
+        ),
+        (
+            config.huge_pages && config.restore.is_some(),
+            "a machine that goes on from a snapshot has its pages, and no huge ones",
         ),
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
@@ -160,10 +190,8 @@ fn open_kvm(config: &MachineConfig, fd: OwnedFd) -> Result<Kvm, MachineError> {
 
 fn open_disks(configs: &[config::Disk], files: Vec<Vec<OwnedFd>>) -> Result<Vec<OpenDisk>, MachineError> {
     let open = |(index, (disk, files)): (usize, (&config::Disk, Vec<OwnedFd>))| {
-        let layers = disk.layers.iter().zip(files);
-        let layers =
-            layers.map(|(layer, file)| image::Layer { file: file.into(), format: format_of(layer.format) });
-        block::open(layers.collect(), access(disk)).map_err(|source| MachineError::Disk { index, source })
+        let formats = disk.layers.iter().map(|layer| layer.format);
+        parts::open_disk(files, formats, access(disk)).map_err(|source| MachineError::Disk { index, source })
     };
     configs.iter().zip(files).enumerate().map(open).collect()
 }
@@ -173,13 +201,6 @@ fn access(disk: &config::Disk) -> Access {
         (true, _) => Access::ReadOnly,
         (false, true) => Access::Scratch,
         (false, false) => Access::Kept,
-    }
-}
-
-fn format_of(format: Format) -> image::Format {
-    match format {
-        Format::Raw => image::Format::Raw,
-        Format::Qcow2 => image::Format::Qcow2,
     }
 }
 
@@ -209,41 +230,40 @@ fn devices(
     taps: Vec<OwnedFd>,
     memory: &Arc<Memory>,
     disks: Vec<OpenDisk>,
-) -> Result<Vec<Slot>, MachineError> {
-    let mut slots = Vec::new();
-    let mut add = |name: String, pci_device: u8, device: Box<dyn VirtioDevice>| {
-        let slot = Slot::new(name, pci_device, device).map_err(MachineError::system("making a doorbell"))?;
-        slots.push(slot);
-        Ok::<_, MachineError>(())
+) -> Result<Slots, MachineError> {
+    let mut slots = Slots::default();
+    let mut add = |slot: Result<Slot, MachineError>| {
+        let no_id = || MachineError::Config("too many devices".into());
+        slots.insert(slot?).map(drop).ok_or_else(no_id)
+    };
+    let fixed = |name: &str, place, device| {
+        Slot::new(name.into(), place, Part::Fixed, device).map_err(MachineError::system("making a doorbell"))
     };
     let rng = Rng::new(KernelEntropy).map_err(MachineError::system("making the entropy device"))?;
-    add("rng".into(), RNG, Box::new(rng))?;
+    add(fixed("rng", RNG, Box::new(rng)))?;
     let balloon =
         Balloon::new(Madvise::new(Arc::clone(memory))).map_err(MachineError::system("making the balloon"))?;
-    add("balloon".into(), BALLOON, Box::new(balloon))?;
+    add(fixed("balloon", BALLOON, Box::new(balloon)))?;
     if let Some((vsock, listener)) = config.vsock.as_ref().zip(vsock) {
         let device = Vsock::new(vsock.cid, UnixListener::from(listener))
             .map_err(MachineError::system("making the vsock device"))?;
-        add("vsock".into(), VSOCK, Box::new(device))?;
+        add(fixed("vsock", VSOCK, Box::new(device)))?;
     }
+    let boots = matches!(config.boot, Boot::Disk { .. });
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
-        let options = Options { serial: config.serial.clone(), read_only: config.read_only, queues: 1 };
-        let device =
-            Block::new(disk.backend, &options).map_err(|error| MachineError::Config(error.to_string()))?;
-        add(format!("block{index}"), DISK_FIRST + index, Box::new(device))?;
+        let spec =
+            DiskSpec { serial: config.serial.clone(), access: access(config), boots: boots && index == 0 };
+        add(parts::disk(format!("block{index}"), DISKS.start + index, spec, disk))?;
     }
     for ((index, net), tap) in (0..).zip(&config.nets).zip(taps) {
-        let device = net::device(tap, net.mac).map_err(MachineError::system("making a network device"))?;
-        add(format!("net{index}"), NET_FIRST + index, device)?;
+        add(parts::net(format!("net{index}"), NETS.start + index, tap, net.mac))?;
     }
     Ok(slots)
 }
 
 const KVM_API_VERSION: i32 = 12;
 
-// PCI device numbers. Guests name disks and interfaces by their order, and interfaces by number too.
+// PCI device numbers. Others are in `slots`.
 const RNG: u8 = 1;
 const BALLOON: u8 = 2;
 const VSOCK: u8 = 3;
-const DISK_FIRST: u8 = 5;
-const NET_FIRST: u8 = 21;

@@ -13,6 +13,7 @@ use ec2vmm_devices::{pci::PciBus, rtc::Rtc, serial::Serial};
 use crate::{
     clock::HostClock,
     lines::Line,
+    mailbox::{Notice, Sender},
     x86_64::{acpi, layout},
 };
 
@@ -29,8 +30,12 @@ pub struct Bus {
     pub serial: Arc<Serial>,
     /// Clock.
     pub rtc: Arc<Mutex<Rtc<HostClock>>>,
-    /// Power and reset.
+    /// Power and reset, and that something has happened.
     pub acpi: acpi::Registers<Line>,
+    /// PCI slots that are filled and emptied.
+    pub hot_plug: acpi::HotPlug,
+    /// The way to the event loop.
+    pub news: Sender,
 }
 
 impl Bus {
@@ -44,6 +49,9 @@ impl Bus {
         }
         if acpi::Registers::<Line>::claims(port) {
             return self.acpi.read(port, data);
+        }
+        if acpi::HotPlug::claims(port) {
+            return self.hot_plug.read(port, data);
         }
         data.fill(0xff);
         let Some(byte) = data.first_mut() else { return };
@@ -66,6 +74,14 @@ impl Bus {
         }
         if acpi::Registers::<Line>::claims(port) {
             return self.acpi.write(port, data);
+        }
+        if acpi::HotPlug::claims(port) {
+            // At once: what the guest looks for after that must not be there any more.
+            for pci_device in self.hot_plug.write(port, data) {
+                self.pci.remove(pci_device);
+                self.news.send(Notice::Ejected { pci_device });
+            }
+            return None;
         }
         let &byte = data.first()?;
         if let Some(offset) = within(&layout::COM1_PORTS, port) {

@@ -13,6 +13,7 @@ use crate::{
     inherited::InheritedError,
     memory::MemoryError,
     smbios,
+    snapshot::RestoreError,
     vm::KvmError,
     x86_64::{acpi, boot::BootError},
 };
@@ -48,6 +49,9 @@ pub enum MachineError {
         /// Why.
         source: block::OpenError,
     },
+    /// The machine cannot go on from its snapshot.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// No kernel.
     #[error(transparent)]
     Boot(#[from] SourceError),
@@ -104,6 +108,7 @@ impl MachineError {
             Self::Disk { source: block::OpenError::Disk(source), .. } => {
                 (disk_kind(source.kind()), source.hint())
             }
+            Self::Restore(error) => (error.kind(), error.hint()),
             Self::Boot(SourceError::Disk(source)) => (disk_kind(source.kind()), source.hint()),
             Self::Boot(SourceError::Load { source, .. }) => boot_kind(source),
             Self::Boot(SourceError::File(..)) => (FailureKind::BadInput, None),
@@ -148,7 +153,7 @@ fn disk_kind(kind: image::ErrorKind) -> FailureKind {
 }
 
 /// An error with its causes, after colons.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

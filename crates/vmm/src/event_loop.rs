@@ -9,7 +9,7 @@ use std::{
 use ec2vmm_devices::virtio::Wake;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::slots::Slot;
+use crate::slots::{Slot, SlotId};
 
 /// What the loop waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,46 +30,49 @@ pub enum Source {
     Events,
     /// The owner has let go.
     Lifeline,
+    /// It is time to look after the vCPUs.
+    Watch,
     /// The driver has kicked a queue.
     Queue {
-        /// Index of the device.
-        slot: usize,
+        /// Which device.
+        slot: SlotId,
         /// Number of the queue.
         queue: u16,
     },
     /// A device's own descriptor is ready.
     Device {
-        /// Index of the device.
-        slot: usize,
+        /// Which device.
+        slot: SlotId,
         /// Index of the descriptor.
         source: usize,
     },
 }
 
 impl Source {
-    /// As epoll carries it: what in bits 48 to 63, then the device, then its queue or descriptor.
+    /// As epoll carries it: what in bits 48 to 55, the device in bits 16 to 47, its queue or descriptor in
+    /// bits 0 to 15.
     fn token(self) -> u64 {
-        let pack = |kind: u64, slot: usize, index: usize| {
-            kind << 48 | (slot as u64 & 0xff_ffff) << 24 | index as u64
-        };
+        let of = |kind: u64| kind << 48;
+        let of_device = |kind, SlotId(slot), index: u64| of(kind) | u64::from(slot) << 16 | index & 0xffff;
         match self {
-            Self::Mailbox => pack(0, 0, 0),
-            Self::Console => pack(1, 0, 0),
-            Self::ConsoleOutput => pack(2, 0, 0),
-            Self::ConsoleInput => pack(3, 0, 0),
-            Self::Control => pack(4, 0, 0),
-            Self::Lifeline => pack(5, 0, 0),
-            Self::Queue { slot, queue } => pack(6, slot, usize::from(queue)),
-            Self::Device { slot, source } => pack(7, slot, source),
-            Self::ConsoleClients => pack(8, 0, 0),
-            Self::Events => pack(9, 0, 0),
+            Self::Mailbox => of(0),
+            Self::Console => of(1),
+            Self::ConsoleOutput => of(2),
+            Self::ConsoleInput => of(3),
+            Self::Control => of(4),
+            Self::Lifeline => of(5),
+            Self::Queue { slot, queue } => of_device(6, slot, queue.into()),
+            Self::Device { slot, source } => of_device(7, slot, source as u64),
+            Self::ConsoleClients => of(8),
+            Self::Events => of(9),
+            Self::Watch => of(10),
         }
     }
 
-    #[allow(clippy::cast_possible_truncation, reason = "each part is masked to its width")]
+    #[allow(clippy::cast_possible_truncation, reason = "each part has its width")]
     fn from_token(token: u64) -> Option<Self> {
-        let slot = (token >> 24 & 0xff_ffff) as usize;
-        let index = (token & 0xff_ffff) as usize;
+        let slot = SlotId((token >> 16) as u32);
+        let index = token as u16;
         Some(match token >> 48 {
             0 => Self::Mailbox,
             1 => Self::Console,
@@ -77,10 +80,11 @@ impl Source {
             3 => Self::ConsoleInput,
             4 => Self::Control,
             5 => Self::Lifeline,
-            6 => Self::Queue { slot, queue: u16::try_from(index).ok()? },
-            7 => Self::Device { slot, source: index },
+            6 => Self::Queue { slot, queue: index },
+            7 => Self::Device { slot, source: index.into() },
             8 => Self::ConsoleClients,
             9 => Self::Events,
+            10 => Self::Watch,
             _ => return None,
         })
     }
@@ -145,18 +149,18 @@ impl EventLoop {
     ///
     /// # Errors
     /// See [`Self::watch`].
-    pub fn watch_kicks(&self, index: usize, slot: &Slot) -> io::Result<()> {
+    pub fn watch_kicks(&self, id: SlotId, slot: &Slot) -> io::Result<()> {
         (0..)
             .zip(slot.kicks())
-            .try_for_each(|(queue, kick)| self.watch(kick.as_raw_fd(), Source::Queue { slot: index, queue }))
+            .try_for_each(|(queue, kick)| self.watch(kick.as_raw_fd(), Source::Queue { slot: id, queue }))
     }
 
     /// A device's driver is ready: waits for its own descriptors too, and wakes it for all that may
     /// have come before.
-    pub fn start_device(&self, index: usize, slot: &mut Slot) {
+    pub fn start_device(&self, id: SlotId, slot: &mut Slot) {
         let sources = slot.sources();
         for (source, &fd) in sources.iter().enumerate() {
-            if let Err(error) = self.watch_edges(fd, Source::Device { slot: index, source }) {
+            if let Err(error) = self.watch_edges(fd, Source::Device { slot: id, source }) {
                 log::error!("{}: waiting for its descriptor {source}: {error}", slot.name);
             }
         }
@@ -171,14 +175,31 @@ impl EventLoop {
     /// A device is to be as born: its own descriptors are waited for no more.
     pub fn stop_device(&self, slot: &mut Slot) {
         for fd in slot.sources() {
-            // One that is not waited for, because the device was never started, needs no forgetting.
-            if let Err(error) = self.forget(fd)
-                && error.raw_os_error() != Some(libc::ENOENT)
-            {
-                log::error!("{}: forgetting its descriptor {fd}: {error}", slot.name);
-            }
+            self.forget_if_watched(fd, slot);
         }
         slot.reset();
+    }
+
+    /// A device is to stand still: nothing of its is waited for.
+    pub fn hold(&self, slot: &mut Slot) {
+        self.forget_all(slot);
+        slot.hold();
+    }
+
+    /// A device is to be gone: nothing of its is waited for, and it has let go of the guest's memory.
+    pub fn let_go(&self, slot: &mut Slot) {
+        self.forget_all(slot);
+        slot.reset();
+    }
+
+    /// A device that stood still goes on, and looks at all that has come meanwhile.
+    pub fn go_on(&self, id: SlotId, slot: &mut Slot) {
+        if let Err(error) = self.watch_kicks(id, slot) {
+            log::error!("{}: waiting for its doorbells: {error}", slot.name);
+        }
+        if slot.is_active() {
+            self.start_device(id, slot);
+        }
     }
 
     /// Waits until something happens.
@@ -196,6 +217,21 @@ impl EventLoop {
         Ok(self.ready.iter().take(count).filter_map(|event| Source::from_token(event.data())).collect())
     }
 
+    fn forget_all(&self, slot: &Slot) {
+        for fd in slot.sources().into_iter().chain(slot.kicks().iter().map(|kick| kick.as_raw_fd())) {
+            self.forget_if_watched(fd, slot);
+        }
+    }
+
+    /// One that is not waited for, because its device was never started, needs no forgetting.
+    fn forget_if_watched(&self, fd: RawFd, slot: &Slot) {
+        if let Err(error) = self.forget(fd)
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
+            log::error!("{}: forgetting its descriptor {fd}: {error}", slot.name);
+        }
+    }
+
     fn add(&self, fd: RawFd, source: Source, events: EventSet) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.token()))
     }
@@ -205,7 +241,7 @@ const READY_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
-    use super::Source;
+    use super::{SlotId, Source};
 
     #[test]
     fn a_source_comes_back_from_its_token() {
@@ -218,8 +254,10 @@ mod tests {
             Source::Control,
             Source::Events,
             Source::Lifeline,
-            Source::Queue { slot: 31, queue: 1023 },
-            Source::Device { slot: 7, source: 3 },
+            Source::Watch,
+            Source::Queue { slot: SlotId(31), queue: 1023 },
+            Source::Queue { slot: SlotId(u32::MAX), queue: u16::MAX },
+            Source::Device { slot: SlotId(7), source: 3 },
         ];
         for source in sources {
             assert_eq!(Source::from_token(source.token()), Some(source));

@@ -8,7 +8,7 @@ use std::{
 use ec2vmm_devices::virtio::VirtQueue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::vcpu::VcpuEnd;
+use crate::{slots::SlotId, vcpu::VcpuEnd};
 
 /// One piece of news. A guest can make each of them only once before the loop answers, so that
 /// however fast it goes, they do not pile up; and the loop hears so many at a time, so that a guest whose
@@ -17,7 +17,7 @@ pub enum Notice {
     /// The driver of the device in this slot is ready.
     Activate {
         /// Which device.
-        slot: usize,
+        slot: SlotId,
         /// Negotiated features.
         features: u64,
         /// Its queues.
@@ -26,7 +26,12 @@ pub enum Notice {
     /// The driver of the device in this slot wants it as born.
     ResetDevice {
         /// Which device.
-        slot: usize,
+        slot: SlotId,
+    },
+    /// The guest has let go of a device, as it was asked to. It is off the bus.
+    Ejected {
+        /// Its place on PCI bus 0.
+        pci_device: u8,
     },
     /// The guest's kernel has panicked.
     Panicked,
@@ -106,22 +111,23 @@ const NOTICES_PER_TURN: usize = 128;
 
 #[cfg(test)]
 mod tests {
-    use super::{Mailbox, NOTICES_PER_TURN, Notice};
+    use super::{Mailbox, NOTICES_PER_TURN, Notice, SlotId};
 
     #[test]
     fn the_bell_rings_until_all_is_heard() {
         let mailbox = Mailbox::new().unwrap();
         assert!(mailbox.hear().is_empty());
-        for slot in 0..=NOTICES_PER_TURN {
-            mailbox.sender().send(Notice::ResetDevice { slot });
+        let last = u32::try_from(NOTICES_PER_TURN).unwrap();
+        for slot in 0..=last {
+            mailbox.sender().send(Notice::ResetDevice { slot: SlotId(slot) });
         }
-        let slots = |notices: Vec<Notice>| -> Vec<usize> {
-            let slot = |notice| if let Notice::ResetDevice { slot } = notice { slot } else { usize::MAX };
+        let slots = |notices: Vec<Notice>| -> Vec<u32> {
+            let slot = |notice| if let Notice::ResetDevice { slot } = notice { slot.0 } else { u32::MAX };
             notices.into_iter().map(slot).collect()
         };
-        assert!(slots(mailbox.hear()).into_iter().eq(0..NOTICES_PER_TURN));
+        assert!(slots(mailbox.hear()).into_iter().eq(0..last));
         assert!(mailbox.bell().read().is_ok());
-        assert_eq!(slots(mailbox.hear()), [NOTICES_PER_TURN]);
+        assert_eq!(slots(mailbox.hear()), [last]);
         assert!(mailbox.bell().read().is_err());
     }
 }

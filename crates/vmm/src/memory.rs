@@ -5,13 +5,24 @@
 //! host can back both with one huge page: it then takes one exit and one page-table entry for 512
 //! pages.
 
-use std::{io, ops::Range, os::raw::c_int, ptr, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::{
+        fd::{AsRawFd, RawFd},
+        raw::c_int,
+        unix::fs::FileExt,
+    },
+    ptr,
+    sync::Arc,
+};
 
-use ec2vmm_devices::Memory;
+use ec2vmm_devices::{Memory, dirty::DirtyLog};
 use ec2vmm_vmm_api::config::HUGE_PAGE_MIB;
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+    MemoryRegionAddress, MmapRegion, bitmap::Bitmap,
 };
 
 use crate::x86_64::layout;
@@ -35,6 +46,9 @@ pub enum MemoryError {
         /// Why there are none.
         source: io::Error,
     },
+    /// A file of changed pages could not be read.
+    #[error("reading guest memory")]
+    Read(#[source] io::Error),
     /// The pages could not be given back.
     #[error("clearing guest memory")]
     Clear(#[source] io::Error),
@@ -63,7 +77,7 @@ fn map_regions(mib: u64, flags: c_int) -> io::Result<Arc<Memory>> {
     Ok(Arc::new(memory))
 }
 
-fn map_region(range: Range<u64>, flags: c_int) -> io::Result<GuestRegionMmap<()>> {
+fn map_region(range: Range<u64>, flags: c_int) -> io::Result<GuestRegionMmap<DirtyLog>> {
     let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
     let len = usize::try_from(range.end - range.start).map_err(|_| too_large())?;
     let start = if flags == HUGE_FLAGS { new_mapping(len, flags)? } else { reserve(len)? };
@@ -86,12 +100,97 @@ fn reserve(len: usize) -> io::Result<*mut libc::c_void> {
         // Where there is nothing to unmap, or it cannot be, address space is all that is lost.
         let _ = unsafe { libc::munmap(unused, len) };
     }
+    advise_huge_pages(aligned, len);
+    Ok(aligned)
+}
+
+fn advise_huge_pages(start: *mut libc::c_void, len: usize) {
     #[allow(unsafe_code, reason = "madvise")]
-    // SAFETY: the range is the mapping's; the advice changes nothing that is in it.
-    if unsafe { libc::madvise(aligned, len, libc::MADV_HUGEPAGE) } != 0 {
+    // SAFETY: the range is a mapping of guest memory; the advice changes nothing that is in it.
+    if unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) } != 0 {
         log::debug!("no huge pages for guest memory: {}", io::Error::last_os_error());
     }
-    Ok(aligned)
+}
+
+/// Maps `mib` MiB of RAM that hold what `file` holds, its regions one after the other from the beginning
+/// on. Pages are read when they are touched, shared as long as nobody writes them, and the guest's own from
+/// then on: the file stays as it is. Whoever cuts it short ends this process.
+///
+/// # Errors
+/// The host has not that much address space, or the file cannot be mapped.
+pub fn map_file(mib: u64, file: &File) -> Result<Arc<Memory>, MemoryError> {
+    let memory = map(mib)?;
+    let mut offset = 0;
+    for region in memory.iter() {
+        replace(region, FLAGS & !libc::MAP_ANONYMOUS, file.as_raw_fd(), offset)
+            .map_err(|source| MemoryError::Map { mib, source })?;
+        offset += region.len();
+    }
+    Ok(memory)
+}
+
+/// Lets go of the file: every page is zero, as after power-on. No VM has the memory now.
+///
+/// # Errors
+/// The host refused.
+pub fn forget_file(memory: &Memory) -> Result<(), MemoryError> {
+    memory.iter().try_for_each(|region| replace(region, FLAGS, -1, 0)).map_err(MemoryError::Clear)
+}
+
+/// Puts another mapping in the place of a region's.
+fn replace(region: &GuestRegionMmap<DirtyLog>, flags: c_int, fd: RawFd, offset: u64) -> io::Result<()> {
+    let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+    let len = usize::try_from(region.len()).map_err(too_large)?;
+    let offset = libc::off_t::try_from(offset).map_err(too_large)?;
+    let start = region.as_ptr().cast();
+    #[allow(unsafe_code, reason = "mmap at a chosen address")]
+    // SAFETY: these `len` bytes are the region's mapping, which nobody unmaps. Nothing in this process holds a
+    // Rust reference into guest memory, so that its content may change.
+    let mapped = unsafe { libc::mmap(start, len, PROTECTION, flags | libc::MAP_FIXED, fd, offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    advise_huge_pages(mapped, len);
+    Ok(())
+}
+
+/// Reads runs of pages (the first, and how many) from where they are in `file` to where they are in memory.
+///
+/// # Errors
+/// The file is shorter, or cannot be read.
+pub fn overlay(
+    memory: &Memory,
+    file: &File,
+    runs: impl Iterator<Item = (u64, u64)>,
+) -> Result<(), MemoryError> {
+    let mut buffer = vec![0; COPY_BYTES];
+    for (first, count) in runs {
+        let (mut at, end) = (first * PAGE_BYTES, (first + count) * PAGE_BYTES);
+        while at < end {
+            let len = usize::try_from(end - at).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+            let bytes = buffer.get_mut(..len).unwrap_or_default();
+            file.read_exact_at(bytes, at).map_err(MemoryError::Read)?;
+            put(memory, at, bytes).map_err(MemoryError::Read)?;
+            at += len as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Writes bytes at an offset into RAM, of which the regions lie one after the other.
+fn put(memory: &Memory, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let (mut offset, mut bytes) = (offset, bytes);
+    for region in memory.iter() {
+        if offset >= region.len() {
+            offset -= region.len();
+            continue;
+        }
+        let room = usize::try_from(region.len() - offset).unwrap_or(usize::MAX);
+        let (here, rest) = bytes.split_at(room.min(bytes.len()));
+        region.write_slice(here, MemoryRegionAddress(offset)).map_err(io::Error::other)?;
+        (offset, bytes) = (0, rest);
+    }
+    if bytes.is_empty() { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 fn new_mapping(len: usize, flags: c_int) -> io::Result<*mut libc::c_void> {
@@ -116,7 +215,7 @@ pub fn clear(memory: &Memory) -> Result<(), MemoryError> {
 }
 
 /// For huge pages, which are kept: the host would not promise to have one again.
-fn write_zeroes(region: &GuestRegionMmap<()>) -> io::Result<()> {
+fn write_zeroes(region: &GuestRegionMmap<DirtyLog>) -> io::Result<()> {
     static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
     let (mut at, end) = (0, region.len());
     while at < end {
@@ -135,7 +234,7 @@ fn write_zeroes(region: &GuestRegionMmap<()>) -> io::Result<()> {
 /// The range is not guest memory, or the host refused.
 pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()> {
     let outside = || io::Error::new(io::ErrorKind::InvalidInput, "range outside of guest memory");
-    let region: &GuestRegionMmap<()> = memory.find_region(start).ok_or_else(outside)?;
+    let region: &GuestRegionMmap<DirtyLog> = memory.find_region(start).ok_or_else(outside)?;
     let offset = start.unchecked_offset_from(region.start_addr());
     if len > region.len() - offset {
         return Err(outside());
@@ -148,6 +247,7 @@ pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()>
     let Some(len) = end.checked_sub(first).filter(|&len| len > 0) else { return Ok(()) };
     let len = usize::try_from(len).map_err(|_| outside())?;
     let first = usize::try_from(first).map_err(|_| outside())?;
+    region.bitmap().mark_dirty(first, len);
     // SAFETY: `first` was checked to lie within this region's mapping.
     let pages = unsafe { region.as_ptr().add(first) };
     // SAFETY: [first, first + len) lies within the mapping too, which is private and anonymous and
@@ -157,6 +257,8 @@ pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()>
 }
 
 const PAGE_BYTES: u64 = 4096;
+/// Read from a file at once.
+const COPY_BYTES: usize = 256 * 1024;
 /// What one entry of a page directory maps.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 const PROTECTION: c_int = libc::PROT_READ | libc::PROT_WRITE;

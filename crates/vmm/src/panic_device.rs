@@ -39,4 +39,5 @@ pub fn insert(pci: &PciBus, bar: u64, news: Sender) -> Result<(), InsertError> {
     pci.insert(SLOT, Pvpanic::new(bar, Told { news: Some(news), crash_logged: false }))
 }
 
-const SLOT: u8 = 4;
+/// Its device number on PCI bus 0.
+pub const SLOT: u8 = 4;

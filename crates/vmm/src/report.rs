@@ -180,7 +180,17 @@ fn cut(event: &mut Event, limit: usize) {
             shorten(&mut failure.message);
             failure.hint.iter_mut().for_each(shorten);
         }
-        Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } | Event::Ended { .. } => {}
+        Event::Running { .. }
+        | Event::Restored { .. }
+        | Event::Reset { .. }
+        | Event::Paused { .. }
+        | Event::Resumed { .. }
+        | Event::Attached { .. }
+        | Event::Detached { .. }
+        | Event::Stuck { .. }
+        | Event::Recovered { .. }
+        | Event::Panicked { .. }
+        | Event::Ended { .. } => {}
     }
 }
 

@@ -1,15 +1,17 @@
 //! A vCPU: a thread that lets KVM run the guest, and answers what KVM cannot.
 //!
-//! It ends by itself when the guest asks for power-off or reset, or when it cannot go on; others end
-//! them by [`Vcpu::stop_all`].
+//! It ends by itself when the guest asks for power-off or reset, or when it cannot go on; others park
+//! them by [`Vcpu::pause_all`] and end them by [`Vcpu::stop_all`].
 
 use std::{
     io,
+    os::unix::thread::JoinHandleExt,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use kvm_bindings::{
@@ -20,8 +22,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::{
     bus::{Bus, GuestRequest},
+    gate::{Gate, Pass, Passed},
     mailbox::{Notice, Sender},
     vm::{KvmError, Vm},
+    watch::Seen,
     x86_64::{boot::Entry, cpuid, registers},
 };
 
@@ -62,7 +66,7 @@ pub struct ExitCounters {
 /// A running vCPU.
 pub struct Vcpu {
     thread: thread::JoinHandle<()>,
-    kick: Kick,
+    shared: Arc<Shared>,
 }
 
 impl Vcpu {
@@ -86,42 +90,85 @@ impl Vcpu {
         Ok(vcpu)
     }
 
-    /// Lets it run on a thread of its own.
+    /// Lets it run on a thread of its own, as far as `gate` does.
     ///
     /// # Errors
     /// The host allows no more threads.
     pub fn start(
-        mut fd: VcpuFd,
+        fd: VcpuFd,
         index: u8,
         bus: Arc<Bus>,
+        gate: &Arc<Gate>,
         news: Sender,
         counters: Arc<ExitCounters>,
     ) -> io::Result<Self> {
-        let kick = Kick::new(&mut fd);
-        let stop = Arc::clone(&kick.stop);
-        let thread =
+        let shared = Arc::new(Shared::new(fd));
+        // Before the thread is there: whoever pauses then waits for it.
+        let pass = gate.enter();
+        let thread = {
+            let shared = Arc::clone(&shared);
             thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_BYTES).spawn(move || {
-                let end = run(&mut fd, &bus, &stop, &counters);
+                let end = live(&shared, &pass, &bus, &counters);
                 // The guest's devices must be let go of before whoever hears of the end drops them.
                 drop(bus);
                 news.send(Notice::VcpuEnded { end });
-                // The mapping that `Kick` writes to goes with `fd`: wait until nobody will.
-                while !stop.load(Ordering::Acquire) {
-                    thread::park();
-                }
-            })?;
-        Ok(Self { thread, kick })
+            })?
+        };
+        Ok(Self { thread, shared })
+    }
+
+    /// Parks them all, and waits until none is in its guest, nor at work for it.
+    pub fn pause_all(vcpus: &[Self], gate: &Gate) {
+        gate.pause(|| vcpus.iter().for_each(Self::kick));
     }
 
     /// Ends them all and waits until they have ended.
-    pub fn stop_all(vcpus: Vec<Self>) {
-        for Self { thread, kick } in &vcpus {
-            kick.stop(thread);
-        }
+    pub fn stop_all(vcpus: Vec<Self>, gate: &Gate) {
+        gate.stop(|| vcpus.iter().for_each(Self::kick));
         for Self { thread, .. } in vcpus {
             if thread.join().is_err() {
                 log::error!("a vCPU's thread has panicked");
             }
+        }
+    }
+
+    /// What KVM knows of it. Only while it is parked: else whoever asks waits until it is.
+    pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+        self.shared.fd()
+    }
+
+    /// Has it looked at: what is seen can be had by [`Self::seen`] once it has left the guest.
+    pub fn look(&self) {
+        self.shared.look.store(true, Ordering::Release);
+        self.kick();
+    }
+
+    /// What was seen of it since this was asked last.
+    pub fn seen(&self) -> Option<Seen> {
+        self.shared.seen().take()
+    }
+
+    /// Processor time that it has used. None once its thread has ended.
+    pub fn used(&self) -> Option<Duration> {
+        let mut clock = 0;
+        // SAFETY: the thread has not been joined, so that its handle is valid, and the system writes to
+        // `clock` alone.
+        if unsafe { libc::pthread_getcpuclockid(self.thread.as_pthread_t(), &raw mut clock) } != 0 {
+            return None;
+        }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the system writes to `time` alone.
+        if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+            return None;
+        }
+        Some(Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?))
+    }
+
+    /// Makes it leave the guest, wherever it is, and come to the gate.
+    fn kick(&self) {
+        self.shared.set_immediate_exit(true);
+        if let Err(error) = self.thread.kill(kick_signal()) {
+            log::error!("signalling a vCPU's thread: {error}");
         }
     }
 }
@@ -135,38 +182,56 @@ fn set_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
     if count == entries.len() { Ok(()) } else { Err(failed(io::ErrorKind::Unsupported)) }
 }
 
-/// Makes a vCPU leave the guest, wherever it is.
-struct Kick {
-    stop: Arc<AtomicBool>,
+/// What the thread of a vCPU and its owner share.
+struct Shared {
+    /// The thread holds it until it is parked or has ended.
+    fd: Mutex<VcpuFd>,
     /// `kvm_run.immediate_exit`: KVM looks at it before it enters the guest, so that a signal that
     /// comes just before then is not lost.
     immediate_exit: *const AtomicU8,
+    /// It is to be looked at when it has left the guest.
+    look: AtomicBool,
+    seen: Mutex<Option<Seen>>,
 }
 
-// SAFETY: the pointer is used in `stop` alone, while the thread that owns the mapping still waits
-// for the flag that `stop` sets after that use.
-unsafe impl Send for Kick {}
+// SAFETY: the pointer is into the shared mapping that `fd` owns, which lives as long as this does, and
+// the byte behind it is used as an atomic alone.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
 
-impl Kick {
-    fn new(fd: &mut VcpuFd) -> Self {
+impl Shared {
+    fn new(mut fd: VcpuFd) -> Self {
         let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
-        Self { stop: Arc::new(AtomicBool::new(false)), immediate_exit }
+        Self { fd: Mutex::new(fd), immediate_exit, look: AtomicBool::new(false), seen: Mutex::default() }
     }
 
-    fn stop(&self, thread: &thread::JoinHandle<()>) {
-        // SAFETY: the byte lies in the shared mapping of the `VcpuFd` that the thread owns, and the
-        // thread keeps it until it sees `stop`, which is set after this.
-        let immediate_exit = unsafe { &*self.immediate_exit };
-        immediate_exit.store(1, Ordering::Release);
-        self.stop.store(true, Ordering::Release);
-        thread.thread().unpark();
-        if let Err(error) = thread.kill(kick_signal()) {
-            log::error!("signalling a vCPU's thread: {error}");
+    fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at it, if somebody wants to know.
+    fn look_if_wanted(&self, fd: &VcpuFd) {
+        if self.look.swap(false, Ordering::AcqRel)
+            && let Ok(registers) = fd.get_regs()
+        {
+            let interrupts_on = registers.rflags & RFLAGS_IF != 0;
+            *self.seen() = Some(Seen { interrupts_on, rip: registers.rip });
         }
     }
+
+    fn set_immediate_exit(&self, on: bool) {
+        // SAFETY: the byte lies in the mapping of `fd`, which is not unmapped before `self` is dropped.
+        let immediate_exit = unsafe { &*self.immediate_exit };
+        immediate_exit.store(on.into(), Ordering::Release);
+    }
 }
 
-/// Prepares the process for [`Vcpu::stop_all`]: its signal must not end the process.
+/// Prepares the process for kicks: their signal must not end the process.
 ///
 /// # Errors
 /// The system refused the handler.
@@ -180,15 +245,41 @@ fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }
 
-fn run(fd: &mut VcpuFd, bus: &Bus, stop: &AtomicBool, counters: &ExitCounters) -> VcpuEnd {
+/// The life of a vCPU's thread: in the guest, at the gate, in the guest.
+fn live(shared: &Shared, pass: &Pass, bus: &Bus, counters: &ExitCounters) -> VcpuEnd {
     loop {
-        if stop.load(Ordering::Acquire) {
-            return VcpuEnd::Stopped;
+        let passed = pass.come(|| shared.set_immediate_exit(false));
+        let mut fd = shared.fd();
+        shared.look_if_wanted(&fd);
+        match passed {
+            Passed::Through => {}
+            Passed::Parked => forgive_absence(&fd),
+            Passed::Stopped => return VcpuEnd::Stopped,
         }
+        if let Some(end) = run(&mut fd, bus, counters) {
+            return end;
+        }
+    }
+}
+
+/// Keeps the guest's watchdog quiet about the time for which this vCPU was parked.
+fn forgive_absence(fd: &VcpuFd) {
+    match fd.kvmclock_ctrl() {
+        // A guest that uses no kvm-clock has no other way to be told.
+        Err(errno) if errno.errno() == libc::EINVAL => {}
+        Err(errno) => log::warn!("telling the guest that it was paused: {errno}"),
+        Ok(()) => {}
+    }
+}
+
+/// Runs the guest until it is at its end, or (none) until this vCPU is kicked and nothing is left to be done
+/// of its last exit: KVM finishes that before it looks at `immediate_exit`.
+fn run(fd: &mut VcpuFd, bus: &Bus, counters: &ExitCounters) -> Option<VcpuEnd> {
+    loop {
         let exit = match fd.run() {
             Ok(exit) => exit,
-            Err(errno) if [libc::EINTR, libc::EAGAIN].contains(&errno.errno()) => continue,
-            Err(errno) => return internal_error(fd, format!("KVM_RUN: {}", io::Error::from(errno))),
+            Err(errno) if [libc::EINTR, libc::EAGAIN].contains(&errno.errno()) => return None,
+            Err(errno) => return Some(internal_error(fd, format!("KVM_RUN: {}", io::Error::from(errno)))),
         };
         let counter = match &exit {
             VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => &counters.port,
@@ -200,31 +291,31 @@ fn run(fd: &mut VcpuFd, bus: &Bus, stop: &AtomicBool, counters: &ExitCounters) -
             VcpuExit::IoIn(port, data) => bus.port_read(port, data),
             VcpuExit::IoOut(port, data) => match bus.port_write(port, data) {
                 None => {}
-                Some(GuestRequest::Reset) => return VcpuEnd::Reset,
-                Some(GuestRequest::PowerOff) => return VcpuEnd::PowerOff,
+                Some(GuestRequest::Reset) => return Some(VcpuEnd::Reset),
+                Some(GuestRequest::PowerOff) => return Some(VcpuEnd::PowerOff),
             },
             VcpuExit::MmioRead(address, data) => bus.mmio_read(address, data),
             VcpuExit::MmioWrite(address, data) => bus.mmio_write(address, data),
             VcpuExit::Intr => {}
-            VcpuExit::Shutdown => return VcpuEnd::TripleFault { registers: dump(fd) },
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return VcpuEnd::PowerOff,
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return VcpuEnd::Reset,
+            VcpuExit::Shutdown => return Some(VcpuEnd::TripleFault { registers: dump(fd) }),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return Some(VcpuEnd::PowerOff),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Some(VcpuEnd::Reset),
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
-                return internal_error(fd, "the guest reported a crash".into());
+                return Some(internal_error(fd, "the guest reported a crash".into()));
             }
             VcpuExit::FailEntry(reason, cpu) => {
-                return internal_error(
+                return Some(internal_error(
                     fd,
                     format!("entering the guest failed on host CPU {cpu}: reason {reason:#x}"),
-                );
+                ));
             }
             VcpuExit::InternalError => {
                 let what = internal_error_text(fd);
-                return internal_error(fd, what);
+                return Some(internal_error(fd, what));
             }
             other => {
                 let what = format!("unexpected exit {other:?}");
-                return internal_error(fd, what);
+                return Some(internal_error(fd, what));
             }
         }
     }
@@ -291,5 +382,7 @@ fn dump(fd: &VcpuFd) -> String {
     )
 }
 
+/// Interrupts are taken (Intel SDM volume 1, 3.4.3.3).
+const RFLAGS_IF: u64 = 1 << 9;
 /// Generous for what runs on it, small beside the budget of a machine.
 const STACK_BYTES: usize = 128 * 1024;

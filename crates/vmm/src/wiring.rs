@@ -11,13 +11,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     mailbox::{Notice, Sender},
+    slots::SlotId,
     vm::InterruptRoutes,
 };
 
 /// The wiring of the function in one slot, for one run of the machine.
 pub struct KvmWiring {
-    /// Index of the device on the event loop.
-    pub slot: usize,
+    /// Which device on the event loop.
+    pub slot: SlotId,
     /// Where doorbells are hung.
     pub vm: Arc<VmFd>,
     /// The eventfds of the vectors.

@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) nets: Vec<Cable>,
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    /// Snapshots to go on from, the full one first.
+    pub(crate) restore: Vec<PathBuf>,
     pub(crate) console: Console,
     /// Events go to standard output.
     pub(crate) events: bool,
@@ -103,6 +105,7 @@ impl Plan {
             nets: args.net.iter().map(cable).collect(),
             vsock: args.vsock.clone(),
             control: args.control_socket.clone(),
+            restore: args.restore.clone(),
             console: match (&args.console, args.json) {
                 (Some(path), _) => Console::File(path.clone()),
                 (None, true) => Console::Stderr,

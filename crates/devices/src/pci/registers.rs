@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use crate::state::{BadState, Hex};
+
 /// What a function says it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Ids {
@@ -132,6 +134,28 @@ impl Registers {
     pub fn reset(&mut self) {
         let Self { bytes, writable: _, born, bar_len: _, capabilities: _ } = self;
         *bytes = *born;
+    }
+
+    /// What the guest reads.
+    pub fn save(&self) -> Hex {
+        Hex(self.bytes.to_vec())
+    }
+
+    /// What the guest has read and set before.
+    ///
+    /// # Errors
+    /// What it read is not what this function says of itself.
+    pub fn restore(&mut self, saved: &Hex) -> Result<(), BadState> {
+        let differs = BadState("its configuration space is another device's");
+        let saved: &[u8; LEN] = saved.0.as_slice().try_into().map_err(|_| differs)?;
+        let fixed = |bytes: &[u8; LEN]| -> Vec<u8> {
+            bytes.iter().zip(&self.writable).map(|(byte, writable)| byte & !writable).collect()
+        };
+        if fixed(saved) != fixed(&self.born) {
+            return Err(differs);
+        }
+        self.bytes = *saved;
+        Ok(())
     }
 
     /// Sets bytes of a space that is being made.

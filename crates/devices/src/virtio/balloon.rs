@@ -15,7 +15,9 @@ use std::{
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{Again, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake, queue::Chain};
+use super::{
+    Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+};
 use crate::Memory;
 
 /// Gives guest memory back to the host.
@@ -356,6 +358,12 @@ impl<R: Reclaim> VirtioDevice for Balloon<R> {
         shared.target_changed.store(false, Ordering::Release);
         shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clear();
         shared.again.clear();
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        let State { queues, statistics_head } = &self.state;
+        let held = |role| u16::from(role == Role::Statistics && statistics_head.is_some());
+        queues.iter().map(|(role, queue)| queue.position(held(*role))).collect()
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -5,10 +5,10 @@
 
 use std::{fmt, sync::Arc};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, bitmap::Bitmap};
 
 use super::queue::Chain;
-use crate::Memory;
+use crate::{Memory, Slice};
 
 /// An ordered list of pieces of guest memory.
 pub struct Buffers {
@@ -161,7 +161,7 @@ impl Buffers {
     }
 
     /// The pieces in order.
-    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
+    pub fn slices(&self) -> impl Iterator<Item = Slice<'_>> {
         self.segments.iter().filter_map(|segment| {
             // Checked by `push`, and the regions of a memory never change: it cannot fail.
             self.memory.get_slice(segment.address, segment.len).ok()
@@ -189,8 +189,21 @@ impl Buffers {
         done
     }
 
+    /// The kernel has written, or is about to write, the first `len` bytes of them by itself.
+    pub fn mark_written(&self, len: u64) {
+        let mut left = len;
+        for slice in self.slices() {
+            let here = left.min(slice.len() as u64);
+            if here == 0 {
+                break;
+            }
+            slice.bitmap().mark_dirty(0, usize::try_from(here).unwrap_or(slice.len()));
+            left -= here;
+        }
+    }
+
     /// The pieces from byte `offset` on.
-    pub fn slices_from(&self, offset: u64) -> impl Iterator<Item = VolatileSlice<'_>> {
+    pub fn slices_from(&self, offset: u64) -> impl Iterator<Item = Slice<'_>> {
         let mut skip = offset;
         self.slices().filter_map(move |slice| {
             let here = skip.min(slice.len() as u64);

@@ -9,9 +9,9 @@
 //!   (born) ──driver sets DRIVER_OK──► activate ──► wake* ──driver or machine resets──► reset ──► (as born)
 //! ```
 
-use std::{os::fd::RawFd, sync::Arc};
+use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{ConfigSpace, GuestFault, VirtQueue};
+use super::{CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Position, VirtQueue};
 
 /// What the driver can learn before it negotiates. Never changes.
 #[derive(Clone, Debug)]
@@ -66,9 +66,41 @@ pub trait VirtioDevice: Send {
     /// `DEVICE_NEEDS_RESET` and calls no more until the reset.
     fn wake(&mut self, wake: Wake) -> Result<(), GuestFault>;
 
+    /// Finish what is under way: guest memory stays as it is from here to the next [`Self::wake`]. For a
+    /// machine that is paused; may block as long as a disk takes.
+    ///
+    /// # Errors
+    /// As of [`Self::wake`].
+    fn quiesce(&mut self) -> Result<(), GuestFault> {
+        Ok(())
+    }
+
     /// As born: queues are dropped, requests under way are finished or forgotten so that none
     /// touches guest memory after this returns. Safe to call at any time.
     fn reset(&mut self);
+
+    /// Brings all that was written into the file behind the device, whatever the driver has flushed. Nothing
+    /// is under way. May block as long as a disk takes.
+    ///
+    /// # Errors
+    /// What was written is not all there.
+    fn write_back(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Where the device stands in each queue while nothing is under way; chains that it holds but has not used
+    /// count as not taken. Empty for a device that is not at work.
+    fn positions(&self) -> Vec<Position>;
+
+    /// Do what the host asks, if this is a device for it. Called at any time, whether a driver is active
+    /// or not; never blocks.
+    ///
+    /// # Errors
+    /// It cannot be, and nothing has changed.
+    fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        let _ = command;
+        Err(CommandError::Unsupported)
+    }
 
     /// Counters by name, for `GET /metrics`.
     fn metrics(&self) -> Vec<(&'static str, u64)> {

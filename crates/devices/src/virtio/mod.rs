@@ -4,6 +4,7 @@ pub mod again;
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+pub mod command;
 pub mod config_space;
 pub mod device;
 pub mod net;
@@ -15,6 +16,7 @@ pub mod vsock;
 
 pub use again::Again;
 pub use buffers::Buffers;
+pub use command::{BalloonState, CommandError, DeviceAnswer, DeviceCommand};
 pub use config_space::ConfigSpace;
 pub use device::{Identity, VirtioDevice, Wake};
-pub use queue::{GuestFault, Interrupt, VirtQueue};
+pub use queue::{GuestFault, Interrupt, Position, VirtQueue};

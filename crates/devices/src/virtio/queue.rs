@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{Ordering, fence},
 };
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -36,6 +37,15 @@ pub enum GuestFault {
     /// What a chain holds makes no sense to the device.
     #[error("{0}")]
     Request(&'static str),
+}
+
+/// Where a device stands in a queue: what it takes and gives next, modulo 2^16.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Position {
+    /// Index into the available ring.
+    pub next_available: u16,
+    /// Index into the used ring.
+    pub next_used: u16,
 }
 
 /// One virtqueue, from the driver's DRIVER_OK to its reset.
@@ -77,6 +87,14 @@ impl VirtQueue {
     /// For config changes, which belong to no queue.
     pub fn interrupt(&self) -> &Arc<dyn Interrupt> {
         &self.interrupt
+    }
+
+    /// Where the device stands, if the last `held` chains that it has taken were put back.
+    pub fn position(&self, held: u16) -> Position {
+        Position {
+            next_available: self.queue.next_avail().wrapping_sub(held),
+            next_used: self.queue.next_used(),
+        }
     }
 
     /// The next chain, or none. A queue that is not ready has none.

@@ -10,7 +10,9 @@ use std::{
 
 use vm_memory::{Address, Bytes};
 
-use super::{Again, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake, queue::Chain};
+use super::{
+    Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+};
 
 /// Where random bytes come from.
 pub trait Entropy: Send {
@@ -114,6 +116,10 @@ impl<E: Entropy> VirtioDevice for Rng<E> {
         let Self { source: _, again, queue } = self;
         again.clear();
         *queue = None;
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        self.queue.iter().map(|queue| queue.position(0)).collect()
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -20,16 +20,24 @@
     reason = "tests only"
 )]
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Interrupt, VirtQueue};
-use crate::Memory;
+use super::{Interrupt, Position, VirtQueue};
+use crate::{
+    Memory,
+    time::{Clock, Timer},
+};
 
 /// Guest memory, the rings in it, and the interrupts that came.
 pub struct Guest {
@@ -68,6 +76,17 @@ impl Guest {
     /// All queues, ready, as the transport hands them to a device.
     pub fn queues(&self) -> Vec<VirtQueue> {
         (0u16..).zip(&self.rings).map(|(index, ring)| self.wrap(index, ring.queue())).collect()
+    }
+
+    /// All queues, ready, as after a snapshot that was taken there.
+    pub fn queues_at(&self, positions: &[Position]) -> Vec<VirtQueue> {
+        let queue = |((index, ring), position): ((u16, &Ring), &Position)| {
+            let mut queue = ring.queue();
+            queue.set_next_avail(position.next_available);
+            queue.set_next_used(position.next_used);
+            self.wrap(index, queue)
+        };
+        (0u16..).zip(&self.rings).zip(positions).map(queue).collect()
     }
 
     /// The queues of these numbers ready, the others not.
@@ -270,5 +289,84 @@ impl Interrupt for Interrupts {
 
     fn config_changed(&self) {
         self.config.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Time that stands still until the test lets it pass. Clones are the same time.
+#[derive(Clone, Debug)]
+pub struct FakeTime(Arc<Mutex<Times>>);
+
+#[derive(Debug, Default)]
+struct Times {
+    now_ns: u64,
+    alarm_ns: Option<u64>,
+}
+
+/// What a device is given of a [`FakeTime`]. It never becomes ready: the test wakes the device itself.
+struct FakeTimer {
+    time: FakeTime,
+    never: EventFd,
+}
+
+impl FakeTime {
+    /// The beginning.
+    pub fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    /// For a device.
+    pub fn timer(&self) -> Box<dyn Timer> {
+        Box::new(FakeTimer { time: self.clone(), never: EventFd::new(EFD_NONBLOCK).unwrap() })
+    }
+
+    /// When the last alarm that was set rings, after now; none if none is set.
+    pub fn alarm_ns(&self) -> Option<u64> {
+        let times = self.0.lock().unwrap();
+        times.alarm_ns.map(|at| at.saturating_sub(times.now_ns))
+    }
+
+    /// Lets time pass.
+    pub fn pass_ns(&self, ns: u64) {
+        self.0.lock().unwrap().now_ns += ns;
+    }
+
+    /// Lets time pass until the alarm, which must be set.
+    pub fn pass_to_alarm(&self) {
+        let mut times = self.0.lock().unwrap();
+        times.now_ns = times.now_ns.max(times.alarm_ns.take().expect("an alarm"));
+    }
+
+    /// Nanoseconds since the beginning.
+    pub fn now_ns(&self) -> u64 {
+        self.0.lock().unwrap().now_ns
+    }
+
+    /// Whole milliseconds since the beginning.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ns() / 1_000_000
+    }
+}
+
+impl Default for FakeTime {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for FakeTimer {
+    fn now_ns(&self) -> u64 {
+        self.time.now_ns()
+    }
+}
+
+impl Timer for FakeTimer {
+    fn wake_after(&mut self, time: Duration) {
+        let mut times = self.time.0.lock().unwrap();
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        times.alarm_ns = Some(times.now_ns.saturating_add(ns));
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.never.as_raw_fd()
     }
 }

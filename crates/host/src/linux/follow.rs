@@ -15,13 +15,15 @@ use tokio::{
 
 use super::{
     cgroups::Cgroup,
-    control::{Control, Events},
     error::{blocking, system},
     machines::has_run,
     pidfd::Process,
     run_dir::MachineDir,
 };
-use crate::host::{Ending, Error, News, NewsKind};
+use crate::{
+    control::{Control, Events},
+    host::{Ending, Error, News, NewsKind},
+};
 
 /// A machine that is followed.
 #[derive(Debug)]
@@ -182,7 +184,14 @@ impl Follower {
         let us = match event {
             Event::Loaded { us, .. }
             | Event::Running { us }
+            | Event::Restored { us }
             | Event::Reset { us }
+            | Event::Paused { us }
+            | Event::Resumed { us }
+            | Event::Attached { us, .. }
+            | Event::Detached { us, .. }
+            | Event::Stuck { us, .. }
+            | Event::Recovered { us, .. }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -190,15 +199,36 @@ impl Follower {
         match event {
             Event::Loaded { .. } => self.loaded_us = us,
             Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } => self.run(us),
-            // The record says it too, and whether the process is gone is another matter.
-            Event::Ended { .. } => {}
+            // Only one that runs is paused, or given devices. As to the end: the record says it too, and
+            // whether the process is gone is another matter.
+            Event::Restored { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::Attached { .. }
+            | Event::Detached { .. }
+            | Event::Stuck { .. }
+            | Event::Recovered { .. }
+            | Event::Ended { .. } => {}
         }
         if is_news {
             self.told_until_us = Some(us);
             match event {
                 Event::Reset { .. } => self.tell(NewsKind::Rebooted),
                 Event::Panicked { .. } => self.tell(NewsKind::Panicked),
-                Event::Loaded { .. } | Event::Running { .. } | Event::Ended { .. } => {}
+                Event::Stuck { vcpu, rip, .. } => {
+                    tracing::warn!(instance = %self.life.instance, vcpu, rip = format!("{rip:#x}"), "a vCPU is stuck");
+                }
+                Event::Recovered { vcpu, .. } => {
+                    tracing::info!(instance = %self.life.instance, vcpu, "a vCPU is no longer stuck");
+                }
+                Event::Loaded { .. }
+                | Event::Running { .. }
+                | Event::Restored { .. }
+                | Event::Paused { .. }
+                | Event::Resumed { .. }
+                | Event::Attached { .. }
+                | Event::Detached { .. }
+                | Event::Ended { .. } => {}
             }
         }
     }

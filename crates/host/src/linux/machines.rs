@@ -21,7 +21,6 @@ use uuid::Uuid;
 use super::{
     cgroups::{Cgroup, Cgroups, Limits},
     changed,
-    control::{self, Control},
     error::{blocking, explain, other, system, with_causes},
     follow::{self, Began, Followers, Life, Phase},
     guest_data, pidfd,
@@ -30,6 +29,7 @@ use super::{
 };
 use crate::{
     capacity,
+    control::{self, Control},
     disks::Disk,
     host::{Ending, Error, FoundMachine, MachinePlan, News, Started},
     machine::{Boot, Net, Newborn, Parts, Ways},
@@ -332,6 +332,7 @@ impl Birth<'_> {
             memory_mib: plan.memory_mib,
             huge_pages: false,
             boot: Boot::Disk { append: None },
+            restore: None,
             disks,
             nets,
             vsock: None,

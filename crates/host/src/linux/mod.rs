@@ -6,7 +6,6 @@
 
 mod cgroups;
 mod console;
-mod control;
 mod error;
 mod follow;
 mod guest_data;

@@ -23,6 +23,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{
     Handler,
+    descriptors::{DESCRIPTORS_MAX, Descriptors, TooMany},
     http::{self, Keep, Parsed, REQUEST_BYTES_MAX, Response},
     routes,
 };
@@ -31,6 +32,7 @@ use super::{
 pub(super) struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
+    descriptors: Descriptors,
     output: Vec<u8>,
     /// Before the input has this many bytes, there is no use in looking at it again.
     needed: usize,
@@ -72,6 +74,7 @@ impl Connection {
         Self {
             stream,
             input: Vec::new(),
+            descriptors: Descriptors::default(),
             output: Vec::new(),
             needed: 0,
             continued: false,
@@ -186,7 +189,8 @@ impl Connection {
                 false
             }
             Ok(Parsed::Complete { request, bytes }) => {
-                let response = routes::respond(&request, may_stream, handler);
+                let descriptors = self.descriptors.take(bytes);
+                let response = routes::respond(&request, descriptors, may_stream, handler);
                 let head_only = request.method == "HEAD";
                 response.encode(request.keep, head_only, &mut self.output);
                 match response.is_stream() {
@@ -211,6 +215,7 @@ impl Connection {
         Response::problem(problem).encode(Keep::Close, false, &mut self.output);
         self.phase = Phase::Ending;
         self.input.clear();
+        self.descriptors.clear();
         self.next_request();
     }
 
@@ -227,10 +232,16 @@ impl Connection {
         let mut chunk = [0; CHUNK_BYTES];
         while !self.ended && self.input.len() < REQUEST_BYTES_MAX {
             let room = CHUNK_BYTES.min(REQUEST_BYTES_MAX - self.input.len());
-            match read(&mut self.stream, chunk.get_mut(..room).unwrap_or_default())? {
-                None => break,
-                Some([]) => self.ended = true,
-                Some(bytes) => self.input.extend_from_slice(bytes),
+            let chunk = chunk.get_mut(..room).unwrap_or_default();
+            match self.descriptors.read(&self.stream, self.input.len(), chunk)? {
+                Ok(None) => break,
+                Ok(Some(0)) => self.ended = true,
+                Ok(Some(bytes)) => self.input.extend_from_slice(chunk.get(..bytes).unwrap_or_default()),
+                Err(TooMany) => {
+                    let law = format!("a request comes with at most {DESCRIPTORS_MAX} descriptors");
+                    self.refuse(&http::problem(400, law));
+                    break;
+                }
             }
         }
         Ok(())
@@ -253,6 +264,7 @@ impl Connection {
     /// Throws away what a client says who should only listen, and hears whether it is still there.
     fn follow(&mut self) -> io::Result<Fate> {
         self.input = Vec::new();
+        self.descriptors.clear();
         let mut chunk = [0; CHUNK_BYTES];
         if !self.ended
             && let Some([]) = read(&mut self.stream, &mut chunk)?
@@ -269,6 +281,7 @@ impl Connection {
     fn start_draining(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         self.input = Vec::new();
+        self.descriptors.clear();
         self.phase = Phase::Draining(DRAINED_BYTES_MAX);
         Ok(())
     }

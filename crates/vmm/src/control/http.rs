@@ -150,7 +150,7 @@ fn malformed(error: httparse::Error) -> Problem {
 }
 
 /// A problem that explains itself.
-pub(super) fn problem(status: u16, detail: String) -> Problem {
+pub fn problem(status: u16, detail: String) -> Problem {
     Problem { status, detail, hint: None }
 }
 
@@ -184,6 +184,12 @@ impl Response {
     /// 204: done, nothing to say.
     pub(super) fn no_content() -> Self {
         Self::new(204)
+    }
+
+    /// 202: it is under way.
+    pub(super) fn accepted() -> Self {
+        // Without a body its length must be said, as 204 need not (RFC 9110, 8.6).
+        Self { content: Some(("application/json", b"{}\n".to_vec())), ..Self::new(202) }
     }
 
     /// The problem's own status, and the problem (RFC 9457) as JSON document.
@@ -237,6 +243,7 @@ impl Response {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        202 => "Accepted",
         204 => "No Content",
         400 => "Bad Request",
         404 => "Not Found",

@@ -7,9 +7,10 @@
 //! memory. When all are taken, the one that has been idle longest makes room for the next; if none
 //! is idle, the next waits until one is, or until one has been busy for `STALL`. So no client, nor
 //! eight that say nothing, can keep others out. Those who follow events keep their places, of which there are
-//! [`STREAMS_MAX`].
+//! [`STREAMS_MAX`]. The same goes for descriptors that come with a request: it claims them, or they are closed.
 
 mod connection;
+mod descriptors;
 mod http;
 mod routes;
 
@@ -28,7 +29,10 @@ use vmm_sys_util::{
 };
 
 use self::connection::{Connection, Fate};
-pub use self::routes::Handler;
+pub use self::{
+    http::problem,
+    routes::{Detached, Handler},
+};
 
 /// The listening socket and its connections.
 pub struct ControlServer {
@@ -219,5 +223,7 @@ const ACCEPTS_PER_TURN: usize = 16;
 const LISTENER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod tests;

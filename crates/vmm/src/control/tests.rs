@@ -1,25 +1,53 @@
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
-    os::unix::net::{UnixListener, UnixStream},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     process::{Command, Stdio},
     time::Duration,
 };
 
 use ec2vmm_vmm_api::{
     config::Identity,
-    control::{Booted, Machine, Metrics, PowerAction, Problem, State},
+    control::{
+        AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, PowerAction, Problem,
+        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
+    },
 };
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::{connection::Connection, http::REQUEST_BYTES_MAX, *};
+use crate::snapshot::Files;
 
 /// A machine that notes what was done to it.
 #[derive(Default)]
-struct Fake {
+pub(super) struct Fake {
     done: Vec<PowerAction>,
+    pub(super) paused: bool,
     counters: usize,
+    /// What else was asked for, as text.
+    pub(super) asked: Vec<String>,
+    /// Descriptors that came along.
+    pub(super) kept: Vec<OwnedFd>,
+}
+
+fn disk(id: &str) -> Disk {
+    Disk {
+        id: id.into(),
+        serial: "vol-1".into(),
+        size_bytes: 512,
+        read_only: false,
+        boots: false,
+        pci_device: 5,
+        leaving: false,
+    }
+}
+
+fn net(id: &str) -> Net {
+    Net { id: id.into(), mac: [2, 0, 0, 0, 0, 1], pci_device: 21, leaving: false }
 }
 
 impl Handler for Fake {
@@ -34,7 +62,7 @@ impl Handler for Fake {
             pid: 7,
             cpus: 2,
             memory_mib: 1024,
-            state: State::Running,
+            state: if self.paused { State::Paused } else { State::Running },
             reboots: 0,
             uptime_ms: 5,
             booted: Booted::default(),
@@ -50,6 +78,20 @@ impl Handler for Fake {
         b"{\"event\":\"running\",\"us\":5}\n".to_vec()
     }
 
+    fn pause(&mut self) -> Result<(), Problem> {
+        self.paused = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Problem> {
+        self.paused = false;
+        Ok(())
+    }
+
+    fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<SnapshotTaken, Problem> {
+        Err(problem(409, "there is no snapshot of nothing".into()))
+    }
+
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
         if action == PowerAction::PowerOff {
             return Err(Problem { status: 503, detail: "not now".into(), hint: None });
@@ -57,41 +99,95 @@ impl Handler for Fake {
         self.done.push(action);
         Ok(())
     }
+
+    fn disks(&self) -> Vec<Disk> {
+        vec![disk("block0")]
+    }
+
+    fn disk(&self, id: &str) -> Result<Disk, Problem> {
+        Ok(disk(id))
+    }
+
+    fn attach_disk(&mut self, wanted: AttachDisk, files: Vec<OwnedFd>) -> Result<Disk, Problem> {
+        self.asked.push(format!("attach {} with {}", wanted.id, files.len()));
+        if files.len() != wanted.layers.len() {
+            return Err(problem(400, "another number of descriptors".into()));
+        }
+        self.kept.extend(files);
+        Ok(disk(&wanted.id))
+    }
+
+    fn resize_disk(&mut self, id: &str, size: ResizeDisk) -> Result<Disk, Problem> {
+        self.asked.push(format!("resize {id} {:?}", size.bytes));
+        Ok(disk(id))
+    }
+
+    fn detach_disk(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
+        self.asked.push(format!("detach {id} {force}"));
+        Ok(if force { Detached::Gone } else { Detached::Asked })
+    }
+
+    fn nets(&self) -> Vec<Net> {
+        vec![net("net0")]
+    }
+
+    fn net(&self, id: &str) -> Result<Net, Problem> {
+        Ok(net(id))
+    }
+
+    fn attach_net(&mut self, wanted: AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Problem> {
+        self.asked.push(format!("attach {} with {}", wanted.id, taps.len()));
+        self.kept.extend(taps);
+        Ok(net(&wanted.id))
+    }
+
+    fn detach_net(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
+        self.asked.push(format!("detach {id} {force}"));
+        Ok(if force { Detached::Gone } else { Detached::Asked })
+    }
+
+    fn balloon(&mut self) -> Result<Balloon, Problem> {
+        Ok(Balloon::default())
+    }
+
+    fn set_balloon(&mut self, target: SetBalloon) -> Result<Balloon, Problem> {
+        Ok(Balloon { target_bytes: target.target_bytes, ..Balloon::default() })
+    }
 }
 
 /// A server on a socket in a folder of its own.
-struct Served {
+pub(super) struct Served {
     server: ControlServer,
-    machine: Fake,
+    pub(super) machine: Fake,
     folder: tempfile::TempDir,
 }
 
 impl Served {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("control")).unwrap();
         Self { server: ControlServer::new(listener).unwrap(), machine: Fake::default(), folder }
     }
 
-    fn connect(&self) -> UnixStream {
+    pub(super) fn connect(&self) -> UnixStream {
         let client = UnixStream::connect(self.folder.path().join("control")).unwrap();
         client.set_nonblocking(true).unwrap();
         client
     }
 
     /// Runs the server until it has nothing more to do.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         while is_ready(&self.server, 0) {
             self.server.ready(&mut self.machine);
         }
     }
 
-    fn taken(&self) -> usize {
+    pub(super) fn taken(&self) -> usize {
         self.server.connections.iter().flatten().count()
     }
 
     /// Says all of it and hears all that is answered.
-    fn talk(&mut self, request: &[u8]) -> String {
+    pub(super) fn talk(&mut self, request: &[u8]) -> String {
         let mut client = self.connect();
         let mut rest = request;
         let mut heard = Vec::new();
@@ -120,7 +216,7 @@ fn is_ready(server: &ControlServer, timeout_ms: i32) -> bool {
 }
 
 /// Reads what there is; whether that was the end.
-fn hear(client: &mut UnixStream, heard: &mut Vec<u8>) -> bool {
+pub(super) fn hear(client: &mut UnixStream, heard: &mut Vec<u8>) -> bool {
     match client.read_to_end(heard) {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
@@ -194,6 +290,23 @@ fn power_actions_reach_the_machine() {
 }
 
 #[test]
+fn a_machine_is_paused_and_resumed() {
+    let mut served = Served::new();
+    for (verb, paused) in [("pause", true), ("pause", true), ("resume", false), ("resume", false)] {
+        let answer = served.talk(format!("PUT /machine/{verb} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        assert_eq!(answer, "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(served.machine.paused, paused);
+    }
+    check_problem(
+        "PUT /machine/pause HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
+        &expect![[r#"
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"PUT /machine/pause takes no request body","hint":null}
+    "#]],
+    );
+}
+
+#[test]
 fn what_the_machine_refuses_is_told() {
     check_problem(
         &put("application/json", r#"{"action":"power_off"}"#),
@@ -209,15 +322,37 @@ fn unknown_resources_and_methods_are_refused() {
     check_problem(
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
-        HTTP/1.1 404 Not Found
-        {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power"}
-    "#]],
+            HTTP/1.1 404 Not Found
+            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/nets, /machine/nets/{id}, /machine/balloon, /machine/snapshot"}
+        "#]],
     );
     check_problem(
         "GET /machine?x=1 HTTP/1.1\r\n\r\n",
         &expect![[r#"
-        HTTP/1.1 404 Not Found
-        {"status":404,"detail":"no such resource: /machine?x=1","hint":"there is /machine, /events, /metrics, /machine/power"}
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"?x=1: /machine takes no query","hint":null}
+    "#]],
+    );
+    check_problem(
+        "DELETE /machine/disks/a?force=maybe HTTP/1.1\r\n\r\n",
+        &expect![[r#"
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"?force=maybe: force=true or force=false is all that can be said","hint":null}
+    "#]],
+    );
+    check_problem(
+        "GET /machine/disks/a/b HTTP/1.1\r\n\r\n",
+        &expect![[r#"
+            HTTP/1.1 404 Not Found
+            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/nets, /machine/nets/{id}, /machine/balloon, /machine/snapshot"}
+        "#]],
+    );
+    check_problem(
+        "PUT /machine/disks/a HTTP/1.1\r\n\r\n",
+        &expect![[r#"
+        HTTP/1.1 405 Method Not Allowed
+        Allow: GET, HEAD, DELETE
+        {"status":405,"detail":"/machine/disks/a knows no PUT","hint":null}
     "#]],
     );
     check_problem(
@@ -272,7 +407,7 @@ fn wrong_content_is_refused() {
         "GET /machine HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
         &expect![[r#"
         HTTP/1.1 400 Bad Request
-        {"status":400,"detail":"GET takes no request body","hint":null}
+        {"status":400,"detail":"GET /machine takes no request body","hint":null}
     "#]],
     );
 }

@@ -9,6 +9,7 @@
 //! | `0x0000_9000` | `0x0000_f000` | [`BOOT_PAGE_TABLES`]: PML4, PDPT, 4 page directories |
 //! | `0x0002_0000` | `0x0003_0000` | [`CMDLINE`] |
 //! | `0x0009_fc00` | `0x0010_0000` | reserved, as on every PC; in it: |
+//! | `0x000d_0100` | `0x000d_0110` | [`VM_GENERATION`] |
 //! | `0x000e_0000` | `0x000f_0000` | [`ACPI_TABLES`], RSDP first, where a scan finds it too |
 //! | `0x000f_0000` | `0x000f_fff0` | [`SMBIOS`], entry point first, where a scan finds it |
 //! | `0x000f_fff0` | `0x0010_0000` | [`RESET_VECTOR`] |
@@ -26,6 +27,7 @@
 //! | `0x070..0x072` | | [`RTC_PORTS`], clock and its RAM |
 //! | `0x3f8..0x400` | 4 | [`COM1_PORTS`], 16550 |
 //! | `0x600..0x603` | 16 | [`ACPI_PORTS`], sleep and event registers |
+//! | `0x604..0x610` | | [`SLOT_PORTS`], PCI slots that are filled and emptied |
 //! | `0xcf8..0xcfc`, `0xcfc..0xd00` | | [`PCI_CONFIG_ADDRESS_PORT`], [`PCI_CONFIG_DATA_PORTS`] |
 //! | `0xcf9` | | [`RESET_PORT`] |
 //!
@@ -50,6 +52,8 @@ pub const BOOT_PAGE_TABLES: u64 = 0x9000;
 pub const CMDLINE: Range<u64> = 0x2_0000..0x3_0000;
 /// From here to 1 MiB nothing is a guest's to use.
 pub const LEGACY_HOLE: Range<u64> = 0x9_fc00..0x10_0000;
+/// The VM generation id. Not where a scan for option ROMs looks, which is every 2 KiB.
+pub const VM_GENERATION: Range<u64> = 0xd_0100..0xd_0110;
 /// RSDP, then the tables.
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
 /// 64-bit entry point, then the structure table.
@@ -91,6 +95,14 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// Pending events; reading clears them.
 pub const EVENT_STATUS_PORT: u16 = 0x602;
+/// Three registers of 32 bits, a bit a slot of PCI bus 0.
+pub const SLOT_PORTS: Range<u16> = 0x604..0x610;
+/// Slots that were filled; reading clears them.
+pub const SLOTS_FILLED_PORT: u16 = 0x604;
+/// Slots that the guest is asked for; reading clears them.
+pub const SLOTS_WANTED_PORT: u16 = 0x608;
+/// Lets go of slots, by a write.
+pub const SLOTS_EJECT_PORT: u16 = 0x60c;
 /// Selects a register of PCI configuration space, by a write of 4 bytes; the byte behind it is the
 /// reset port's, by a write of 1 byte.
 pub const PCI_CONFIG_ADDRESS_PORT: u16 = 0xcf8;
@@ -105,6 +117,21 @@ pub const RESET_PORT: u16 = 0xcf9;
 pub const IOAPIC_PINS: u32 = 24;
 /// The first line that no pin has: routes of message-signalled interrupts start here.
 pub const MSI_GSI_BASE: u32 = IOAPIC_PINS;
+
+/// The most lines of one PCI function: a vector a queue, and one more.
+pub const MSI_GSIS: u32 = 64;
+
+/// The lines of the function in a PCI slot.
+pub fn msi_gsis(pci_device: u8) -> Range<u32> {
+    let first = MSI_GSI_BASE + u32::from(pci_device) * MSI_GSIS;
+    first..first + MSI_GSIS
+}
+
+/// Where the base address register of the function in a PCI slot is until the guest moves it: `len` bytes,
+/// a power of two.
+pub fn bar(pci_device: u8, len: u64) -> u64 {
+    PCI_WINDOW_32.start + u64::from(pci_device) * len
+}
 
 /// One entry of the map that a guest is given (e820).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -224,6 +251,19 @@ mod tests {
     }
 
     #[test]
+    fn every_slot_has_lines_and_addresses_of_its_own() {
+        for slot in 0..32 {
+            assert_eq!(msi_gsis(slot).end, msi_gsis(slot + 1).start);
+            let next = bar(slot + 1, 0x8000);
+            assert_eq!(bar(slot, 0x8000) + 0x8000, next);
+            // There is room for what guests arrange themselves.
+            assert!(next < PCI_WINDOW_32.start + (PCI_WINDOW_32.end - PCI_WINDOW_32.start) / 2);
+        }
+        // KVM_MAX_IRQ_ROUTES of x86.
+        assert!(msi_gsis(31).end <= 4096);
+    }
+
+    #[test]
     fn low_memory_is_shared_out_without_overlap() {
         let parts = [
             GDT..GDT + 0x100,
@@ -232,6 +272,7 @@ mod tests {
             ZERO_PAGE + PAGE..BOOT_STACK,
             BOOT_PAGE_TABLES..BOOT_PAGE_TABLES + 6 * PAGE,
             CMDLINE,
+            VM_GENERATION,
             ACPI_TABLES,
             SMBIOS,
             RESET_VECTOR,

@@ -184,4 +184,182 @@ guests! {
         "out dx, al"
         "3: hlt"
         "jmp 3b";
+
+    /// For every byte that it reads, prints the next letter three times: as a register, an SSE register and
+    /// memory know it. Powers itself off after a 'q'.
+    letters:
+        "mov rax, cr4"
+        "or eax, 0x200"
+        "mov cr4, rax"
+        "mov ebx, 'a'"
+        "mov esi, 0x300100"
+        "mov [rsi], ebx"
+        "movups xmm5, [rsi]"
+        "mov dword ptr [rsi], 0"
+        "mov byte ptr [0x300000], 'a'"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x3f8"
+        "in al, dx"
+        "cmp al, 'q'"
+        "je 3f"
+        "mov al, bl"
+        "out dx, al"
+        "inc ebx"
+        "movups [rsi], xmm5"
+        "mov eax, [rsi]"
+        "out dx, al"
+        "inc eax"
+        "mov [rsi], eax"
+        "movups xmm5, [rsi]"
+        "mov dword ptr [rsi], 0"
+        "mov al, [0x300000]"
+        "out dx, al"
+        "inc byte ptr [0x300000]"
+        "jmp 2b"
+        "3: mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "4: hlt"
+        "jmp 4b";
+
+    /// Has its local APIC interrupt it every millisecond. For every byte that it reads, waits for three more
+    /// interrupts and prints 't'. Powers itself off after a 'q'.
+    ticks:
+        // The IDT at 0x301000, of which vector 0x30 is used; its pointer at 0x302000.
+        "lea rax, [rip + 9f]"
+        "mov rdi, 0x301300"
+        "mov [rdi], ax"
+        "mov word ptr [rdi + 2], 0x10"
+        "mov word ptr [rdi + 4], 0x8e00"
+        "shr rax, 16"
+        "mov [rdi + 6], ax"
+        "shr rax, 16"
+        "mov [rdi + 8], eax"
+        "mov dword ptr [rdi + 12], 0"
+        "mov rdi, 0x302000"
+        "mov word ptr [rdi], 0xfff"
+        "mov rax, 0x301000"
+        "mov [rdi + 2], rax"
+        "lidt [rdi]"
+        "mov dword ptr [0x300008], 0"
+        // On, divided by 1, periodic, a million ticks of a gigahertz.
+        "mov ebx, 0xfee00000"
+        "mov dword ptr [rbx + 0xf0], 0x1ff"
+        "mov dword ptr [rbx + 0x3e0], 0xb"
+        "mov dword ptr [rbx + 0x320], 0x20030"
+        "mov dword ptr [rbx + 0x380], 1000000"
+        "sti"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x3f8"
+        "in al, dx"
+        "cmp al, 'q'"
+        "je 5f"
+        "mov ecx, [0x300008]"
+        "add ecx, 3"
+        "3: hlt"
+        "cmp [0x300008], ecx"
+        "jl 3b"
+        "mov al, 't'"
+        "out dx, al"
+        "jmp 2b"
+        "5: mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "6: hlt"
+        "jmp 6b"
+        "9: push rbx"
+        "inc dword ptr [0x300008]"
+        "mov ebx, 0xfee000b0"
+        "mov dword ptr [rbx], 0"
+        "pop rbx"
+        "iretq";
+
+    /// For every byte that it reads, prints the 16 bytes of the VM generation id, and then the pending ACPI
+    /// events.
+    generation:
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x3f8"
+        "in al, dx"
+        "mov ebx, 0xd0100"
+        "mov ecx, 16"
+        "3: mov al, [rbx]"
+        "out dx, al"
+        "inc rbx"
+        "dec ecx"
+        "jnz 3b"
+        "mov dx, 0x602"
+        "in al, dx"
+        "mov dx, 0x3f8"
+        "out dx, al"
+        "jmp 2b";
+
+    /// Waits for PCI slots to be filled, of which it says '+', and lets go of those that it is asked for, of
+    /// which it says '-'; after each, 'd' or 'e' for a device in slot 5 or none.
+    hot_plug:
+        "2: mov dx, 0x602"
+        "in al, dx"
+        "test al, 2"
+        "jz 2b"
+        "mov dx, 0x604"
+        "in eax, dx"
+        "test eax, eax"
+        "jz 3f"
+        "mov al, '+'"
+        "call 6f"
+        "3: mov dx, 0x608"
+        "in eax, dx"
+        "test eax, eax"
+        "jz 2b"
+        "mov dx, 0x60c"
+        "out dx, eax"
+        "mov al, '-'"
+        "call 6f"
+        "jmp 2b"
+        "6: mov dx, 0x3f8"
+        "out dx, al"
+        "mov ebx, 0xe0028000"
+        "mov eax, [rbx]"
+        "cmp ax, 0x1af4"
+        "mov al, 'd'"
+        "je 7f"
+        "mov al, 'e'"
+        "7: out dx, al"
+        "ret";
+
+    /// Lets go of every PCI slot, again and again.
+    eject_all:
+        "mov dx, 0x60c"
+        "mov eax, -1"
+        "2: out dx, eax"
+        "jmp 2b";
+
+    /// Is busy for ever, and takes interrupts, of which there are none.
+    busy:
+        "sti"
+        "2: jmp 2b";
+
+    /// Is busy with interrupts off until it reads a byte; from then on, with interrupts on.
+    stuck_until_input:
+        "cli"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "sti"
+        "3: jmp 3b";
+
+    /// Waits for interrupts, of which there are none.
+    wait_with_interrupts_on:
+        "2: sti"
+        "hlt"
+        "jmp 2b";
 }

@@ -66,6 +66,7 @@ pub(crate) fn config() -> MachineConfig {
         memory_mib: 64,
         huge_pages: false,
         boot: Boot::Files { kernel: KERNEL, initrd: None, cmdline: String::new() },
+        restore: None,
         disks: vec![],
         nets: vec![],
         vsock: None,
@@ -76,6 +77,8 @@ pub(crate) fn config() -> MachineConfig {
         control: Some(CONTROL),
         events: Some(EVENTS),
         lifeline: Some(LIFELINE),
+        // Guests here do nothing but what guests in trouble do.
+        stuck_after_s: 0,
     }
 }
 
@@ -85,6 +88,15 @@ impl Machine {
     }
 
     pub(crate) fn start_with(config: &MachineConfig, kernel: &[u8]) -> Self {
+        Self::start_with_files(config, kernel, Vec::new())
+    }
+
+    /// With more open files, at these numbers.
+    pub(crate) fn start_with_files(
+        config: &MachineConfig,
+        kernel: &[u8],
+        files: Vec<(OwnedFd, i32)>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let control = folder.path().join("control");
         let listener = UnixListener::bind(&control).unwrap();
@@ -106,17 +118,23 @@ impl Machine {
             // Not the test's own: one that hangs would keep them open.
             .stdout(Stdio::null())
             .stderr(log.try_clone().unwrap())
-            .fd_mappings(vec![
-                map(kvm.into(), KVM),
-                map(file.into(), KERNEL),
-                map(console_inside.into(), CONSOLE),
-                map(events_inside.into(), EVENTS),
-                map(lifeline_inside.into(), LIFELINE),
-                map(listener.into(), CONTROL),
-                map(console_log.try_clone().unwrap().into(), CONSOLE_LOG),
-                map(console_listener.into(), CONSOLE_LISTENER),
-                map(record.try_clone().unwrap().into(), RECORD),
-            ])
+            .fd_mappings(
+                [
+                    (kvm.into(), KVM),
+                    (file.into(), KERNEL),
+                    (console_inside.into(), CONSOLE),
+                    (events_inside.into(), EVENTS),
+                    (lifeline_inside.into(), LIFELINE),
+                    (listener.into(), CONTROL),
+                    (console_log.try_clone().unwrap().into(), CONSOLE_LOG),
+                    (console_listener.into(), CONSOLE_LISTENER),
+                    (record.try_clone().unwrap().into(), RECORD),
+                ]
+                .into_iter()
+                .chain(files)
+                .map(|(parent_fd, child_fd)| map(parent_fd, child_fd))
+                .collect(),
+            )
             .unwrap()
             .spawn()
             .unwrap();

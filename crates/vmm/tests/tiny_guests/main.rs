@@ -10,12 +10,16 @@
 )]
 
 mod guests;
+mod hot_plug;
 mod machine;
 mod memory;
+mod pause;
+mod snapshot;
+mod stuck;
 
 use std::io::{BufRead, BufReader, Read, Write};
 
-use ec2vmm_vmm_api::{Event, Exit, FailureKind, MachineConfig, config};
+use ec2vmm_vmm_api::{Event, Exit, FailureKind, MachineConfig, config, control};
 use machine::{Machine, elf};
 
 fn ends_with(guest: &[u8], exit: Exit) -> Vec<u8> {
@@ -26,6 +30,19 @@ fn ends_with(guest: &[u8], exit: Exit) -> Vec<u8> {
     let (status, output) = machine.end();
     assert_eq!(status.code(), Some(exit.code().into()));
     output
+}
+
+/// Asks for what has no body, and hears the whole answer.
+fn ask(machine: &Machine, method: &str, path: &str) -> String {
+    request(machine, &format!("{method} {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n"))
+}
+
+/// What a resource is.
+fn get<T: serde::de::DeserializeOwned>(machine: &Machine, path: &str) -> T {
+    let answer = ask(machine, "GET", path);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    serde_json::from_str(body).unwrap()
 }
 
 fn request(machine: &Machine, request: &str) -> String {
@@ -197,9 +214,7 @@ fn an_owner_who_never_reads_events_does_not_hold_the_machine_up() {
     // More than the socket for events takes, and what may wait for it.
     let mut reboots = 0;
     while reboots < 30 {
-        let answer = request(&machine, "GET /machine HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        reboots = serde_json::from_str::<ec2vmm_vmm_api::control::Machine>(body).unwrap().reboots;
+        reboots = get::<control::Machine>(&machine, "/machine").reboots;
     }
     assert!(put_power(&machine, "power_off").starts_with("HTTP/1.1 204"));
     assert_eq!(machine.end().0.code(), Some(0));
@@ -267,8 +282,7 @@ fn a_reset_from_outside_reboots() {
     assert!(put_power(&machine, "reset").starts_with("HTTP/1.1 204"));
     machine.wait_for(|event| matches!(event, Event::Reset { .. }));
     machine.wait_for(|event| matches!(event, Event::Running { .. }));
-    let answer = request(&machine, "GET /machine HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
-    assert!(answer.contains("\"reboots\":1"), "{answer}");
+    assert_eq!(get::<control::Machine>(&machine, "/machine").reboots, 1);
 }
 
 #[test]
@@ -276,9 +290,7 @@ fn metrics_count_the_exits_of_the_guest() {
     let mut machine = Machine::start(guests::echo());
     machine.console.write_all(b"x").unwrap();
     machine.console.read_exact(&mut [0]).unwrap();
-    let answer = request(&machine, "GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    let metrics: ec2vmm_vmm_api::control::Metrics = serde_json::from_str(body).unwrap();
+    let metrics: control::Metrics = get(&machine, "/metrics");
     assert!(metrics.devices["vcpu"]["port_exits"] >= 3);
 }
 

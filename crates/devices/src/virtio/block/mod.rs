@@ -1,7 +1,7 @@
 //! virtio-block (virtio 1.2 section 5.2): sectors of a disk that a [`Backend`] serves.
 //!
 //! The device takes requests apart, hands them to the backend and completes them in the order in which
-//! the backend ends them; it never waits for a disk but in [`VirtioDevice::reset`].
+//! the backend ends them; it never waits for a disk but in [`VirtioDevice::quiesce`] and [`VirtioDevice::reset`].
 //!
 //! Limits: 256 descriptors a queue, as many requests under way, and no more once they are 256 MiB; 253
 //! pieces of data a request, of any size; one range of at most 2 GiB a discard or write-zeroes. A disk's size is rounded down to whole
@@ -33,7 +33,9 @@ use self::{
     limits::Limits,
     request::{Parsed, Spares, Status, Work},
 };
-use super::{Again, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake, queue::Chain};
+use super::{
+    Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+};
 use crate::Memory;
 
 /// A disk on the virtio bus.
@@ -306,12 +308,41 @@ impl<B: Backend> VirtioDevice for Block<B> {
         self.reap()
     }
 
+    fn quiesce(&mut self) -> Result<(), GuestFault> {
+        // More than once where a write is followed by the flush that makes it durable.
+        while self.state.under_way.iter().any(Option::is_some) {
+            self.backend.wait_idle();
+            self.reap()?;
+        }
+        Ok(())
+    }
+
     fn reset(&mut self) {
         let Self { backend, limits: _, serial: _, config: _, again: _, bytes_max: _, counters: _, state } =
             self;
         backend.wait_idle();
         while backend.completed().is_some() {}
         *state = State::default();
+    }
+
+    fn write_back(&mut self) -> io::Result<()> {
+        if self.limits.read_only {
+            return Ok(());
+        }
+        self.backend.enqueue(Request { token: WRITE_BACK, operation: Operation::Flush });
+        self.backend.submit();
+        self.backend.wait_idle();
+        let mut result = Ok(());
+        while let Some(Completion { request, result: ended }) = self.backend.completed() {
+            if request.token == WRITE_BACK {
+                result = ended;
+            }
+        }
+        result
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        self.state.queues.iter().map(|queue| queue.position(0)).collect()
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {
@@ -410,6 +441,8 @@ const QUEUES_MAX: u16 = 64;
 const SOURCE_BACKEND: usize = 0;
 /// Mass storage, SCSI: what virtio-block calls itself on PCI.
 const PCI_CLASS_SCSI: u32 = 0x01_00_00;
+/// The token of a flush that no driver asked for.
+const WRITE_BACK: u16 = u16::MAX;
 /// So that a driver that never stops cannot keep the loop from the other devices.
 const CHAINS_PER_WAKE: usize = 512;
 /// As much as drivers have under way, and seconds for a slow disk.

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Backend, Block, Completion, Error, Operation, Options, Request};
 use crate::virtio::{
-    VirtioDevice, Wake,
+    Position, VirtioDevice, Wake,
     testing::{Buffer, Guest, Ring},
 };
 
@@ -291,6 +291,22 @@ fn what_makes_no_sense_is_refused_with_a_status() {
 }
 
 #[test]
+fn a_device_that_is_quiet_has_answered_all_that_it_had_begun() {
+    // Without FLUSH each write is followed by a flush of ours before it is answered.
+    let mut f = fixture_with(false, 0, &options());
+    let (data, status) = (f.guest.buffer(&[7; 512]), f.guest.room(1));
+    let header = f.guest.buffer(&header(WRITE, 3));
+    f.guest.ring(0).add(&[header, data, status]);
+    f.kick();
+    assert_eq!((f.disk.waiting(), f.guest.ring(0).used().len()), (1, 0));
+    f.device.quiesce().unwrap();
+    assert_eq!(f.disk.log(), ["write 3 1", "flush"]);
+    assert_eq!(f.guest.ring(0).used().len(), 1);
+    assert_eq!(f.read(status.address, 1), [OK]);
+    f.device.quiesce().unwrap();
+}
+
+#[test]
 fn a_chain_without_room_for_a_status_is_given_back() {
     let mut f = fixture();
     let out = f.guest.buffer(&header(READ, 0));
@@ -533,4 +549,18 @@ proptest! {
         }
         f.device.reset();
     }
+}
+
+#[test]
+fn what_the_driver_has_not_flushed_is_written_back_when_asked() {
+    let mut f = fixture();
+    let data = f.guest.buffer(&[7; 512]);
+    assert_eq!(f.request(WRITE, 3, &[data]), (OK, 1));
+    f.device.write_back().unwrap();
+    assert_eq!(f.disk.log(), ["write 3 1", "flush"]);
+    assert_eq!(f.device.positions(), [Position { next_available: 1, next_used: 1 }]);
+    f.disk.inner.lock().unwrap().fail = Some(io::ErrorKind::StorageFull);
+    assert_eq!(f.device.write_back().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let read_only = Options { read_only: true, ..options() };
+    fixture_with(true, F_FLUSH, &read_only).device.write_back().unwrap();
 }

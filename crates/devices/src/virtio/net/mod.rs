@@ -33,7 +33,7 @@ use virtio_bindings::{
 
 pub use self::port::{HEADER_LEN, Offloads, PIECES_MAX, Port};
 use self::{receive::Receiver, transmit::Transmitter};
-use super::{Again, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+use super::{Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake};
 
 /// A network card.
 pub struct Net<P> {
@@ -146,6 +146,11 @@ impl<P: Port> VirtioDevice for Net<P> {
     fn reset(&mut self) {
         let Self { port: _, features: _, config: _, again: _, counters: _, state } = self;
         *state = None;
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        let Some(State { receiver, transmitter }) = &self.state else { return Vec::new() };
+        vec![receiver.position(), transmitter.position()]
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, io, sync::Arc};
 
 use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port};
-use crate::virtio::{Buffers, GuestFault, VirtQueue};
+use crate::virtio::{Buffers, GuestFault, Position, VirtQueue};
 
 pub(super) struct Receiver {
     queue: VirtQueue,
@@ -47,6 +47,11 @@ impl Receiver {
             used: Vec::new(),
             queue,
         }
+    }
+
+    /// Where it stands. A frame that waits for more buffers is lost, as on any network.
+    pub(super) fn position(&self) -> Position {
+        self.queue.position(u16::try_from(self.chains.len()).unwrap_or(u16::MAX))
     }
 
     /// Move frames until the port has no more, the driver has no more room, or it is others' turn: then

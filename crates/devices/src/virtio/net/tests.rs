@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{FRAMES_PER_WAKE, Net, Offloads, Options, Port};
 use crate::virtio::{
-    Again, Buffers, VirtioDevice, Wake,
+    Again, Buffers, Position, VirtioDevice, Wake,
     testing::{Buffer, Guest},
 };
 
@@ -381,4 +381,21 @@ proptest! {
         }
         f.device.reset();
     }
+}
+
+#[test]
+fn buffers_taken_ahead_of_a_frame_are_found_again_by_the_next_device() {
+    let mut f = fixture(MRG, 16);
+    let rooms: Vec<Buffer> = (0..4).map(|_| f.guest.room(1526)).collect();
+    let heads: Vec<u16> = rooms.iter().map(|room| f.guest.ring(RX).add(&[*room])).collect();
+    f.arrives(frame(60));
+    f.wake(Wake::Source(0));
+    assert_eq!(f.guest.ring(RX).used(), [(heads[0], 72)]);
+    let positions = f.device.positions();
+    assert_eq!(positions[RX], Position { next_available: 1, next_used: 1 });
+    let queues = f.guest.queues_at(&positions);
+    f.device.activate(MRG, queues).unwrap();
+    f.arrives(frame(70));
+    f.wake(Wake::Source(0));
+    assert_eq!(f.guest.ring(RX).used(), [(heads[1], 82)]);
 }

@@ -30,7 +30,7 @@ use self::{
     connection::{Connection, Speech, Verdict},
     packet::{CID_HOST, HEADER_LEN, Header, KIND_STREAM, OP_REQUEST, OP_RST, Ports},
 };
-use super::{Buffers, ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+use super::{Buffers, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake};
 
 /// A socket device.
 pub struct Vsock {
@@ -49,7 +49,7 @@ struct State {
     receive: VirtQueue,
     transmit: VirtQueue,
     /// For the news of a move to another host, which there is not yet.
-    _event: VirtQueue,
+    event: VirtQueue,
     streams_max: usize,
     connections: HashMap<Ports, Connection>,
     /// By the tokens of the bridge.
@@ -251,7 +251,7 @@ impl VirtioDevice for Vsock {
             streams_max: self.streams_max,
             receive,
             transmit,
-            _event: event,
+            event,
         });
         Ok(())
     }
@@ -272,6 +272,11 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         let Self { cid: _, bridge: _, config: _, next_port: _, streams_max: _, counters: _, state } = self;
         *state = None;
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        let Some(State { receive, transmit, event, .. }) = &self.state else { return Vec::new() };
+        [receive, transmit, event].map(|queue| queue.position(0)).into()
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -16,6 +16,7 @@ use acpi_tables::{
 use super::{
     Platform, below_4_gib,
     fixed::{OEM_ID, OEM_REVISION, OEM_TABLE_ID},
+    hot_plug::mask,
     registers::{Event, SLEEP_TYPE_S5},
 };
 use crate::x86_64::layout;
@@ -28,6 +29,7 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
     serial_port(&mut devices);
     clock(&mut devices);
     power_button(&mut devices);
+    generation(&mut devices);
     events(&mut devices);
     processors(&mut devices, platform.cpus);
 
@@ -69,9 +71,72 @@ fn pci_host(aml: &mut Vec<u8>, platform: &Platform) {
             &Name::new("_BBN".into(), &ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
             &operating_system_capabilities(),
+            &slots(&platform.pci_slots),
         ],
     )
     .to_aml_bytes(aml);
+}
+
+/// The slots whose functions come and go, and how a guest learns of that: `CHNG` tells it of every slot
+/// that has changed.
+///
+/// A slot has no `_STA`: guests then look into configuration space whether something is there, and need
+/// not ask a register for each slot at each boot.
+fn slots(slots: &Range<u8>) -> Encoded {
+    let mut aml = Vec::new();
+    registers(
+        "SLTR",
+        layout::SLOT_PORTS.start,
+        SLOT_PORTS_LEN,
+        FieldAccessType::DWord,
+        &[(*b"FILL", 32), (*b"WANT", 32), (*b"EJCT", 32)],
+        &mut aml,
+    );
+    let mut changes = Vec::new();
+    for slot in slots.clone() {
+        let (name, mask) = (format!("S{slot:03}"), mask(slot));
+        let number = u32::from(slot);
+        Device::new(
+            Path::new(&name),
+            vec![
+                &Name::new("_ADR".into(), &(number << 16)),
+                &Name::new("_SUN".into(), &number),
+                &Method::new("_EJ0".into(), 1, true, vec![&Store::new(&Path::new("EJCT"), &mask)]),
+            ],
+        )
+        .to_aml_bytes(&mut aml);
+        changes.push(notify_if(0, mask, &name, DEVICE_CHECK));
+        changes.push(notify_if(1, mask, &name, EJECT_REQUEST));
+    }
+    let (filled, wanted) = (Path::new("FILL"), Path::new("WANT"));
+    let (read_filled, read_wanted) = (Store::new(&Local(0), &filled), Store::new(&Local(1), &wanted));
+    let mut body: Vec<&dyn Aml> = vec![&read_filled, &read_wanted];
+    body.extend(changes.iter().map(|change| change as &dyn Aml));
+    Method::new("CHNG".into(), 0, true, body).to_aml_bytes(&mut aml);
+    Encoded(aml)
+}
+
+/// `If (LocalN & mask) { Notify (device, value) }`
+fn notify_if(local: u8, mask: u32, device: &str, value: u8) -> Encoded {
+    let mut aml = Vec::new();
+    If::new(&And::new(&ZERO, &Local(local), &mask), vec![&Notify::new(&Path::new(device), &value)])
+        .to_aml_bytes(&mut aml);
+    Encoded(aml)
+}
+
+/// Registers in ports, one behind the other.
+fn registers(
+    region: &str,
+    start: u16,
+    len: u8,
+    access: FieldAccessType,
+    names: &[([u8; 4], usize)],
+    aml: &mut Vec<u8>,
+) {
+    let fields = names.iter().map(|&(name, bits)| FieldEntry::Named(name, bits)).collect();
+    OpRegion::new(region.into(), OpRegionSpace::SystemIO, &start, &len).to_aml_bytes(aml);
+    Field::new(region.into(), access, FieldLockRule::NoLock, FieldUpdateRule::WriteAsZeroes, fields)
+        .to_aml_bytes(aml);
 }
 
 /// `_OSC` (PCI Firmware Specification 3.3, 4.5.1): the guest may have what is in [`OSC_GRANTED`].
@@ -115,13 +180,14 @@ fn motherboard(aml: &mut Vec<u8>) {
         const { (below_4_gib(layout::ECAM.start), below_4_gib(layout::ECAM.end - layout::ECAM.start)) };
     let ecam = Memory32Fixed::new(true, start, len);
     let acpi = ports(&layout::ACPI_PORTS);
+    let slots = ports(&layout::SLOT_PORTS);
     let reset = ports(&(layout::RESET_PORT..layout::RESET_PORT + 1));
     Device::new(
         "MBRD".into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
             &Name::new("_UID".into(), &ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam, &acpi, &reset])),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam, &acpi, &slots, &reset])),
         ],
     )
     .to_aml_bytes(aml);
@@ -164,12 +230,32 @@ fn power_button(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
+/// The VM generation id (Microsoft, "Virtual Machine Generation ID"): found by its compatible id, and told
+/// where the id is by its object ADDR.
+fn generation(aml: &mut Vec<u8>) {
+    const { below_4_gib(layout::VM_GENERATION.end) };
+    let low = const { below_4_gib(layout::VM_GENERATION.start) };
+    Device::new(
+        GENERATION.into(),
+        vec![
+            &Name::new("_HID".into(), &"EC2V0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &ZERO])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
 /// The generic event device (ACPI 6.5, 5.6.9): on its line it reads which events are pending, once,
 /// since reading clears them, and tells each device that one concerns.
 fn events(aml: &mut Vec<u8>) {
     let pending = Path::new("PEND");
     let line = line(layout::EVENT_GSI);
-    let checks: Vec<Encoded> = Event::ALL.iter().map(|&event| notify_if_pending(event)).collect();
+    let mut status = Vec::new();
+    let byte = FieldAccessType::Byte;
+    registers("EVTR", layout::EVENT_STATUS_PORT, 1, byte, &[(*b"PEND", 8)], &mut status);
+    let checks: Vec<Encoded> = Event::ALL.iter().map(|&event| act_if_pending(event)).collect();
     let read = Store::new(&Local(0), &pending);
     let mut body: Vec<&dyn Aml> = vec![&read];
     body.extend(checks.iter().map(|check| check as &dyn Aml));
@@ -179,29 +265,27 @@ fn events(aml: &mut Vec<u8>) {
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&line])),
-            &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &layout::EVENT_STATUS_PORT, &ONE),
-            &Field::new(
-                "EVTR".into(),
-                FieldAccessType::Byte,
-                FieldLockRule::NoLock,
-                FieldUpdateRule::WriteAsZeroes,
-                vec![FieldEntry::Named(*b"PEND", 8)],
-            ),
+            &Encoded(status),
             &Method::new("_EVT".into(), 1, true, body),
         ],
     )
     .to_aml_bytes(aml);
 }
 
-/// `If (Local0 & mask) { Notify (device, value) }`
-fn notify_if_pending(event: Event) -> Encoded {
-    let (device, value) = match event {
-        Event::PowerButton => (POWER_BUTTON, BUTTON_PRESSED),
-    };
-    let mut aml = Vec::new();
-    If::new(&And::new(&ZERO, &Local(0), &event.mask()), vec![&Notify::new(&Path::new(device), &value)])
-        .to_aml_bytes(&mut aml);
-    Encoded(aml)
+/// What is done about an event, if its bit of Local0 is set.
+fn act_if_pending(event: Event) -> Encoded {
+    let mask = event.mask();
+    match event {
+        Event::PowerButton => notify_if(0, mask.into(), POWER_BUTTON, BUTTON_PRESSED),
+        Event::GenerationChanged => notify_if(0, mask.into(), GENERATION, GENERATION_CHANGED),
+        Event::Slots => {
+            let mut aml = Vec::new();
+            // `^^PCI0.CHNG ()`: two scopes up, a name of two segments; a call has no other bytes.
+            let tell = Encoded(b"^^.PCI0CHNG".to_vec());
+            If::new(&And::new(&ZERO, &Local(0), &mask), vec![&tell]).to_aml_bytes(&mut aml);
+            Encoded(aml)
+        }
+    }
 }
 
 /// A device a vCPU, whose `_UID` is the MADT's processor uid.
@@ -239,13 +323,21 @@ fn line(gsi: u32) -> Interrupt {
     Interrupt::new(consumer, edge_triggered, active_low, shared, gsi)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "twelve")]
+const SLOT_PORTS_LEN: u8 = (layout::SLOT_PORTS.end - layout::SLOT_PORTS.start) as u8;
 const HEADER_BYTES: u32 = 36;
 /// From 2 on, integers have 64 bits.
 const REVISION: u8 = 2;
 
 const POWER_BUTTON: &str = "PWRB";
+// Notifications of any device (ACPI 6.5, table 5.159).
+const DEVICE_CHECK: u8 = 1;
+const EJECT_REQUEST: u8 = 3;
 /// Notification of a button (ACPI 6.5, table 5.161).
 const BUTTON_PRESSED: u8 = 0x80;
+const GENERATION: &str = "VGEN";
+/// The notification of that specification.
+const GENERATION_CHANGED: u8 = 0x80;
 /// `_STA` (ACPI 6.5, 6.3.7): present, enabled, shown, working.
 const STATUS_PRESENT: u8 = 0xf;
 

@@ -10,12 +10,14 @@
 //! | FADT | hardware-reduced; reset and sleep registers; no VGA, no keyboard controller |
 //! | MADT | a local APIC a vCPU, one IOAPIC |
 //! | MCFG | where PCI configuration space is |
-//! | DSDT | processors, PCI host bridge, serial port, clock, power button, events |
+//! | DSDT | processors, PCI host bridge and its slots, serial port, clock, power button, generation id, events |
 //!
 //! Invariant: the same [`Platform`] gives the same bytes, and they fit their place.
 
 mod dsdt;
 mod fixed;
+pub mod generation;
+mod hot_plug;
 mod registers;
 
 use std::ops::Range;
@@ -23,7 +25,10 @@ use std::ops::Range;
 use acpi_tables::{Aml, rsdp::Rsdp};
 use thiserror::Error;
 
-pub use self::registers::{Event, RESET_VALUE, Registers, Request};
+pub use self::{
+    hot_plug::HotPlug,
+    registers::{Event, RESET_VALUE, Registers, Request},
+};
 use super::layout;
 
 /// Where the root pointer is: what `boot_params.acpi_rsdp_addr` and `hvm_start_info.rsdp_paddr` say.
@@ -36,6 +41,8 @@ pub struct Platform {
     pub cpus: u8,
     /// Where 64-bit base address registers go, if anywhere.
     pub pci_window_64: Option<Range<u64>>,
+    /// The slots of PCI bus 0 whose functions come and go, 1 to 31.
+    pub pci_slots: Range<u8>,
 }
 
 /// Why there are no tables.

@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 use super::*;
 
 fn platform(cpus: u8) -> Platform {
-    Platform { cpus, pci_window_64: Some(0x10_0000_0000..0x18_0000_0000) }
+    Platform { cpus, pci_window_64: Some(0x10_0000_0000..0x18_0000_0000), pci_slots: 5..7 }
 }
 
 /// Follows the pointers as a guest does, checking every sum: signature to table.
@@ -104,15 +104,15 @@ fn impossible_platforms_are_refused() {
 
 #[test]
 fn an_empty_64_bit_window_is_no_window() {
-    let none = tables(&Platform { cpus: 1, pci_window_64: None }).unwrap();
-    assert_eq!(tables(&Platform { cpus: 1, pci_window_64: Some(7..7) }).unwrap(), none);
+    let none = tables(&Platform { pci_window_64: None, ..platform(1) }).unwrap();
+    assert_eq!(tables(&Platform { pci_window_64: Some(7..7), ..platform(1) }).unwrap(), none);
 }
 
 /// What the ACPI project's own compiler makes of the program: nothing is wrong, and it gives the
 /// same bytes again.
 #[test]
 fn the_dsdt_survives_disassembly_and_compilation() {
-    for platform in [platform(1), platform(64), Platform { cpus: 2, pci_window_64: None }] {
+    for platform in [platform(1), platform(64), Platform { cpus: 2, pci_window_64: None, pci_slots: 1..32 }] {
         let bytes = tables(&platform).unwrap();
         let dsdt = walk(&bytes)["DSDT"].to_vec();
         let folder = tempfile::tempdir().unwrap();
@@ -124,6 +124,53 @@ fn the_dsdt_survives_disassembly_and_compilation() {
     }
 }
 
+/// The ACPI project's own interpreter, whose registers all read as the bits of `filled`, tells the guest of an
+/// event: whom it notifies of what.
+fn notified(filled: u8) -> Vec<String> {
+    let bytes = tables(&platform(1)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("dsdt.aml"), walk(&bytes)["DSDT"]).unwrap();
+    let output = Command::new("acpiexec")
+        .args(["-r", "-fv", &format!("{filled:#x}"), "-b", r"execute \_SB.GED._EVT 16"])
+        .arg("dsdt.aml")
+        .current_dir(folder.path())
+        .output()
+        .expect("this test needs acpiexec: apt-get install acpica-tools");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.contains("Error"), "{text}");
+    // `... Notify on [S005] 0x55748bbeada0 Value 0x01 (Device Check)`
+    let notify = |line: &str| {
+        let (device, rest) = line.split_once(" Notify on [")?.1.split_once(']')?;
+        Some(format!("{device}: {}", rest.split_once(" Value ")?.1))
+    };
+    text.lines().filter_map(notify).collect()
+}
+
+#[test]
+fn events_reach_their_devices() {
+    expect![[r#"
+        [
+            "PWRB: 0x80 (Status Change)",
+            "S005: 0x01 (Device Check)",
+            "S005: 0x03 (Eject Request)",
+            "S006: 0x01 (Device Check)",
+            "S006: 0x03 (Eject Request)",
+        ]
+    "#]]
+    .assert_debug_eq(&notified(0xff));
+    expect![[r#"
+        []
+    "#]]
+    .assert_debug_eq(&notified(0));
+    expect![[r#"
+        [
+            "S005: 0x01 (Device Check)",
+            "S005: 0x03 (Eject Request)",
+        ]
+    "#]]
+    .assert_debug_eq(&notified(0x22));
+}
+
 #[test]
 fn the_dsdt_describes_the_machine() {
     check(
@@ -132,6 +179,12 @@ fn the_dsdt_describes_the_machine() {
             "Device (",
             "_HID",
             "_UID",
+            "_ADR",
+            "_SUN",
+            "EJCT",
+            "FILL",
+            "WANT",
+            "CHNG",
             "_S5",
             "_STA",
             "Notify",
@@ -175,6 +228,31 @@ fn the_dsdt_describes_the_machine() {
             CDW1 |= 0x10
             CDW3 = Local0
             CDW1 |= 0x04
+            OperationRegion (SLTR, SystemIO, 0x0604, 0x0C)
+            FILL,   32,
+            WANT,   32,
+            EJCT,   32
+            Device (S005)
+            Name (_ADR, 0x00050000)
+            Name (_SUN, 0x05)
+            Method (_EJ0, 1, Serialized)
+            EJCT = 0x20
+            Device (S006)
+            Name (_ADR, 0x00060000)
+            Name (_SUN, 0x06)
+            Method (_EJ0, 1, Serialized)
+            EJCT = 0x40
+            Method (CHNG, 0, Serialized)
+            Local0 = FILL
+            Local1 = WANT
+            If ((Local0 & 0x20))
+            Notify (S005, One)
+            If ((Local1 & 0x20))
+            Notify (S005, 0x03)
+            If ((Local0 & 0x40))
+            Notify (S006, One)
+            If ((Local1 & 0x40))
+            Notify (S006, 0x03)
             Device (MBRD)
             Name (_HID, EisaId ("PNP0C02")
             Name (_UID, Zero)
@@ -184,6 +262,10 @@ fn the_dsdt_describes_the_machine() {
             0x0600,
             0x01,
             0x03,
+            0x0604,
+            0x0604,
+            0x01,
+            0x0C,
             0x0CF9,
             0x0CF9,
             0x01,
@@ -207,6 +289,10 @@ fn the_dsdt_describes_the_machine() {
             Device (PWRB)
             Name (_HID, EisaId ("PNP0C0C")
             Name (_UID, Zero)
+            Device (VGEN)
+            Name (_HID, "EC2V0001")
+            Name (ADDR, Package (0x02)
+            0x000D0100,
             Device (GED)
             Name (_HID, "ACPI0013"
             Name (_UID, Zero)
@@ -218,6 +304,10 @@ fn the_dsdt_describes_the_machine() {
             Local0 = PEND
             If ((Local0 & One))
             Notify (PWRB, 0x80)
+            If ((Local0 & 0x02))
+            ^^PCI0.CHNG ()
+            If ((Local0 & 0x80))
+            Notify (VGEN, 0x80)
             Device (C000)
             Name (_HID, "ACPI0007"
             Name (_UID, Zero)

@@ -6,17 +6,47 @@
 //! | `GET /metrics` | | [`Metrics`] |
 //! | `GET /events` | | [`crate::Event`]s, one a line (`application/x-ndjson`): the last [`EVENTS_KEPT`], then each as it happens, to the end of the machine |
 //! | `PUT /machine/power` | [`PowerRequest`] | 204, at once; the guest takes its time |
+//! | `PUT /machine/pause` | | 204, once the machine stands still |
+//! | `PUT /machine/resume` | | 204; it goes on |
+//! | `POST /machine/snapshot` | [`SnapshotRequest`], two descriptors | [`SnapshotTaken`], once both files are written; a machine that ran goes on |
+//! | `GET /machine/disks`, `GET /machine/disks/ID` | | [`Disks`], [`Disk`] |
+//! | `POST /machine/disks` | [`AttachDisk`], descriptors | [`Disk`]: the guest has been told |
+//! | `DELETE /machine/disks/ID` | | 202: the guest has been asked; `detached` is the event when it has let go |
+//! | `DELETE /machine/disks/ID?force=true` | | 204: gone, whatever the guest says |
+//! | `PUT /machine/disks/ID/size` | [`ResizeDisk`] | [`Disk`]: the guest has been told |
+//! | `GET`, `POST`, `DELETE /machine/nets...` | [`AttachNet`], a descriptor | likewise: [`Nets`], [`Net`] |
+//! | `GET /machine/balloon` | | [`Balloon`] |
+//! | `PUT /machine/balloon` | [`SetBalloon`] | [`Balloon`]; the guest takes its time |
 //!
-//! Errors are [`Problem`] with a 4xx or 5xx status.
+//! A machine that is paused executes no instruction, its devices touch nothing of its memory, and what comes
+//! from outside waits. Its clock goes on: it finds that time has passed. To pause one that is paused changes
+//! nothing, nor to resume one that runs. A reset ends the pause.
+//!
+//! Devices come and go only while the machine runs. One that was attached stays through a reboot; one that the
+//! guest was asked for goes with the reboot at the latest.
+//!
+//! Errors are [`Problem`] with a 4xx or 5xx status: what was refused has changed nothing.
+
+mod balloon;
+mod devices;
+#[cfg(feature = "openapi")]
+pub mod openapi;
+mod snapshot;
 
 use std::collections::BTreeMap;
 
+pub use self::{
+    balloon::{Balloon, SetBalloon},
+    devices::{AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, Nets, ResizeDisk},
+    snapshot::{SnapshotKind, SnapshotRequest, SnapshotTaken},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Identity;
 
 /// What a machine is and does.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Machine {
     /// As configured.
     pub identity: Identity,
@@ -38,12 +68,15 @@ pub struct Machine {
 
 /// What a machine does now.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Memory and devices are made, the kernel is read.
     Starting,
     /// vCPUs run.
     Running,
+    /// vCPUs and devices stand still until it is resumed.
+    Paused,
     /// Between a reset and the next run.
     Rebooting,
     /// The end has come; the process is about to exit.
@@ -52,6 +85,7 @@ pub enum State {
 
 /// What was booted.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Booted {
     /// The kernel's path on the disk, or `given` for one that was handed in.
     pub kernel: String,
@@ -64,6 +98,7 @@ pub struct Booted {
 /// Counters since the process started, by device (`vcpu`, `block0`, `net0`, `vsock`, ...) and name.
 /// Names end in their unit (`_bytes`, `_us`) or count events.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Metrics {
     /// Device, counter, value.
     pub devices: BTreeMap<String, BTreeMap<String, u64>>,
@@ -71,6 +106,7 @@ pub struct Metrics {
 
 /// What to do with the power.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PowerRequest {
     /// What to do.
@@ -79,6 +115,7 @@ pub struct PowerRequest {
 
 /// What to do with the power.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PowerAction {
     /// Press the ACPI power button: the guest shuts down in its own way, or not at all.
@@ -94,6 +131,7 @@ pub const EVENTS_KEPT: usize = 32;
 
 /// Why a request failed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// HTTP status.
     pub status: u16,

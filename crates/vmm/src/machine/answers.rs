@@ -1,0 +1,161 @@
+//! Answers the control socket, for the machine.
+
+use std::os::fd::OwnedFd;
+
+use ec2vmm_devices::virtio::{BalloonState, DeviceAnswer, DeviceCommand};
+use ec2vmm_vmm_api::{
+    Exit,
+    control::{
+        AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, PowerAction, Problem,
+        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
+    },
+};
+
+use super::{
+    End, Ending, Machine, Run,
+    parts::{Kind, refused},
+};
+use crate::{
+    control::{Detached, Handler, problem},
+    snapshot::Files,
+    x86_64::acpi,
+};
+
+/// The machine, in the run of now.
+pub(super) struct Answers<'a> {
+    pub(super) machine: &'a mut Machine,
+    pub(super) run: &'a Run,
+}
+
+impl Handler for Answers<'_> {
+    fn machine(&self) -> MachineView {
+        let machine = &*self.machine;
+        MachineView {
+            identity: machine.config.identity.clone(),
+            pid: std::process::id(),
+            cpus: machine.config.cpus,
+            memory_mib: machine.config.memory_mib,
+            state: if machine.end.is_some() { State::Ending } else { machine.state },
+            reboots: machine.reboots,
+            uptime_ms: machine.report.us() / 1000,
+            booted: machine.booted.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.machine.metrics(self.run)
+    }
+
+    fn events(&self) -> Vec<u8> {
+        self.machine.report.kept()
+    }
+
+    fn pause(&mut self) -> Result<(), Problem> {
+        self.machine.pause(self.run).map_err(|Ending| too_late())
+    }
+
+    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem> {
+        self.machine.snapshot(self.run, request, files)
+    }
+
+    fn resume(&mut self) -> Result<(), Problem> {
+        self.machine.resume(self.run);
+        Ok(())
+    }
+
+    fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
+        match action {
+            PowerAction::PowerButton => self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(|error| {
+                Problem { status: 500, detail: format!("pressing the power button: {error}"), hint: None }
+            }),
+            PowerAction::Reset => {
+                self.machine.end_with(End::Reset);
+                Ok(())
+            }
+            PowerAction::PowerOff => {
+                self.machine.end_with(End::Exit(Exit::PowerOff, None));
+                Ok(())
+            }
+        }
+    }
+
+    fn disks(&self) -> Vec<Disk> {
+        self.machine.disks()
+    }
+
+    fn disk(&self, id: &str) -> Result<Disk, Problem> {
+        self.machine.disk(id)
+    }
+
+    fn attach_disk(&mut self, disk: AttachDisk, files: Vec<OwnedFd>) -> Result<Disk, Problem> {
+        self.machine.attach_disk(self.run, disk, files)
+    }
+
+    fn resize_disk(&mut self, id: &str, size: ResizeDisk) -> Result<Disk, Problem> {
+        self.machine.resize(id, size.bytes)
+    }
+
+    fn detach_disk(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
+        self.machine.detach(self.run, Kind::Disk, id, force)
+    }
+
+    fn nets(&self) -> Vec<Net> {
+        self.machine.nets()
+    }
+
+    fn net(&self, id: &str) -> Result<Net, Problem> {
+        self.machine.net(id)
+    }
+
+    fn attach_net(&mut self, net: AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Problem> {
+        self.machine.attach_net(self.run, net, taps)
+    }
+
+    fn detach_net(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
+        self.machine.detach(self.run, Kind::Net, id, force)
+    }
+
+    fn balloon(&mut self) -> Result<Balloon, Problem> {
+        self.ask_balloon(&DeviceCommand::RefreshBalloonStatistics)
+    }
+
+    fn set_balloon(&mut self, SetBalloon { target_bytes }: SetBalloon) -> Result<Balloon, Problem> {
+        let memory_bytes = self.machine.config.memory_mib << 20;
+        if !target_bytes.is_multiple_of(BALLOON_PAGE) || target_bytes >= memory_bytes {
+            let law = format!("a multiple of {BALLOON_PAGE} below the machine's {memory_bytes} bytes");
+            return Err(problem(400, format!("target_bytes: {target_bytes} is not {law}")));
+        }
+        self.ask_balloon(&DeviceCommand::SetBalloonTarget { bytes: target_bytes })
+    }
+}
+
+impl Answers<'_> {
+    fn ask_balloon(&mut self, command: &DeviceCommand) -> Result<Balloon, Problem> {
+        let slots = &mut self.machine.slots;
+        let balloon = slots.named(BALLOON).and_then(|id| slots.get_mut(id));
+        let balloon = balloon.ok_or_else(|| problem(404, "there is no balloon".into()))?;
+        match balloon.command(command).map_err(|error| refused(BALLOON, &error))? {
+            DeviceAnswer::Balloon(state) => Ok(view_balloon(state)),
+            DeviceAnswer::Done => Err(problem(500, "the balloon says nothing".into())),
+        }
+    }
+}
+
+fn view_balloon(state: BalloonState) -> Balloon {
+    let BalloonState { target_bytes, actual_bytes, statistics_count, statistics_age_ms, statistics } = state;
+    let statistics = statistics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Balloon { target_bytes, actual_bytes, statistics_count, statistics_age_ms, statistics }
+}
+
+/// What came just before has made an end.
+pub(crate) fn too_late() -> Problem {
+    Problem {
+        hint: Some("GET /events tells which; after a reset, ask again".into()),
+        ..problem(409, "the guest has just ended, or asked for a reset".into())
+    }
+}
+
+/// What the balloon is called among the devices.
+const BALLOON: &str = "balloon";
+/// The unit of the balloon, bytes.
+const BALLOON_PAGE: u64 = 4096;
