@@ -7,7 +7,6 @@ from load import Disk, Guest
 from tables import median, ratio, spread, table
 
 DISK_MIB = 128
-SECONDS = 3
 JOBS = {
     "4k random read, 1 at once": "--rw=randread --bs=4k --iodepth=1",
     "4k random read, 32 at once": "--rw=randread --bs=4k --iodepth=32",
@@ -16,12 +15,12 @@ JOBS = {
     "128k sequential read, 8 at once": "--rw=read --bs=128k --iodepth=8",
     "128k sequential write, 8 at once": "--rw=write --bs=128k --iodepth=8",
 }
-FIO = f"fio --name=job --filename=/dev/vda --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --minimal --randrepeat=1"
+FIO = f"fio --name=job --filename=/dev/vda --ioengine=libaio --direct=1 --time_based --minimal --randrepeat=1"
 # fio's terse output, version 3 (fio's HOWTO, "Terse output"): errors, then I/O in KiB and I/O per second of reads, of writes.
 ERROR, READ_KIB, READ_IOPS, WRITE_KIB, WRITE_IOPS = 4, 5, 7, 46, 48
 
 
-def run(monitors, kernel, initrd, folder, rounds):
+def run(monitors, kernel, initrd, folder, rounds, seconds):
     guests = [
         Guest(monitor, kernel, initrd, disk=Disk(folder, f"disk{number}", DISK_MIB))
         for number, monitor in enumerate(monitors)
@@ -30,11 +29,11 @@ def run(monitors, kernel, initrd, folder, rounds):
     for turn in range(rounds):
         for job, options in JOBS.items():
             for guest in guests:
-                results.setdefault(job, {}).setdefault(guest.name, []).append(once(guest, options))
+                results.setdefault(job, {}).setdefault(guest.name, []).append(once(guest, f"{options} --runtime={seconds}"))
         print(f"bench: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     for guest in guests:
         guest.end()
-    report(results)
+    report(results, seconds)
 
 
 def once(guest, options):
@@ -48,8 +47,8 @@ def once(guest, options):
     return iops, cpu_ns / count
 
 
-def report(results):
-    print(f"Medians of {SECONDS} s a job; ± is the largest distance of one from them. The file is on a tmpfs.\n")
+def report(results, seconds):
+    print(f"Medians of {seconds} s a job; ± is the largest distance of one from them. The file is on a tmpfs.\n")
     rows = []
     for job, by_monitor in results.items():
         base = None

@@ -22,9 +22,12 @@ class Disk:
 
     def __init__(self, folder, name, mib):
         self.path = os.path.join(folder, name)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for _ in range(mib):
-            os.write(self.fd, os.urandom(1 << 20))
+        with open(self.path, "wb") as file:
+            for _ in range(mib):
+                file.write(os.urandom(1 << 20))
+
+    def open(self):
+        return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
 
 
 class Tap:
@@ -58,9 +61,7 @@ class Guest:
         self.tap = tap
         launch = monitor.kernel(kernel, initrd, f"{CMDLINE} reboot=k", disk, tap)
         self.process = Process(launch)
-        for fd in launch.files.values():
-            if isinstance(fd, int) and not (disk and fd == disk.fd):
-                os.close(fd)
+        self.process.forget_descriptors()
         self.process.read_until(READY)
         if tap:
             self.run(f"ifconfig eth0 {tap.guest} up")

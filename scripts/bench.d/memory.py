@@ -14,7 +14,7 @@ from tables import ratio, table
 
 CMDLINE = "console=ttyS0 quiet panic=-1"
 READY = b"minimal ready"
-LOAD = "--rw=randrw --bs=64k --iodepth=32"
+LOAD = "--rw=randrw --bs=64k --iodepth=32 --runtime=3"
 SAMPLE_S = 0.2
 
 

@@ -1,5 +1,6 @@
 """The machine monitors that are compared: how each is started on a kernel, and on a tiny guest."""
 
+import itertools
 import json
 import os
 import socket
@@ -10,6 +11,10 @@ from dataclasses import dataclass, field
 MEMORY_MIB = 256
 LINE = b"bench: user space reached"
 TINY_LINE = b"!"
+# Between two bytes of a guest that prints again and again.
+PAUSE_STEPS = 512
+SOCKET_THERE_S = 10
+NUMBERS = itertools.count()
 # Every descriptor beyond the standard ones that a machine process is given lies here or above.
 FIRST_FD = 10
 
@@ -68,6 +73,12 @@ class Process:
             events_inside.close()
         for fd in opened:
             os.close(fd)
+
+    def forget_descriptors(self):
+        """Closes here what was open here and was handed over."""
+        for file in self.launch.files.values():
+            if isinstance(file, int):
+                os.close(file)
 
     def wait_for(self, line):
         """Nanoseconds from the start until the console has shown the line."""
@@ -142,7 +153,7 @@ class Ec2vmm:
         files = {FIRST_FD + 101: kernel, FIRST_FD + 102: initrd}
         disks, nets = [], []
         if disk:
-            files[FIRST_FD + 103] = disk.fd
+            files[FIRST_FD + 103] = disk.open()
             layer = {"fd": FIRST_FD + 103, "format": "raw"}
             disks.append({"layers": [layer], "read_only": False, "serial": "bench"})
         if tap:
@@ -161,7 +172,33 @@ class Ec2vmm:
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
         return self.machine(boot, {FIRST_FD + 101: guest})
 
-    def machine(self, boot, files, disks=(), nets=()):
+    def used(self, folder, mib):
+        """A machine with a tiny guest that has used some memory, of which snapshots are taken."""
+        guest = write(folder, "ec2vmm.elf.used", elf(used_guest(mib)))
+        boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
+        address = os.path.join(folder, f"control.{next(NUMBERS)}")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            control = {FIRST_FD + 106: os.dup(listener.fileno())}
+        launch = self.machine(boot, {FIRST_FD + 101: guest, **control}, control=FIRST_FD + 106)
+        return Asked(launch, address, self.snapshot, None)
+
+    def snapshot(self, address, state, memory):
+        files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in (state, memory)]
+        ask(address, "POST", "/machine/snapshot", {}, files)
+        for fd in files:
+            os.close(fd)
+
+    def restored(self, folder, state, memory):
+        """A machine that goes on from a snapshot."""
+        guest = os.path.join(folder, "ec2vmm.elf.used")
+        boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
+        files = {FIRST_FD + 101: guest, FIRST_FD + 102: state, FIRST_FD + 103: memory}
+        restore = {"state": FIRST_FD + 102, "memory": [FIRST_FD + 103]}
+        return Asked(self.machine(boot, files, restore=restore), None, None, None)
+
+    def machine(self, boot, files, disks=(), nets=(), control=None, restore=None):
         kvm, console, events = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111
         identity = {
             "uuid": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
@@ -180,7 +217,8 @@ class Ec2vmm:
             "nets": list(nets),
             "vsock": None,
             "console": console,
-            "control": None,
+            "control": control,
+            **({"restore": restore} if restore else {}),
             "events": events,
             "lifeline": None,
         }
@@ -270,8 +308,71 @@ class Firecracker:
     def config(self, boot):
         return {"boot-source": boot, "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}, "drives": []}
 
+    def used(self, folder, mib):
+        guest = write(folder, "firecracker.elf.used", elf(used_guest(mib)))
+        address = os.path.join(folder, f"api.{next(NUMBERS)}")
+        config = self.config({"kernel_image_path": guest, "boot_args": ""})
+        argv = [self.binary, "--api-sock", address, "--level", "Error", "--config-file", "/dev/stdin"]
+        return Asked(Launch(argv, json.dumps(config).encode()), address, self.snapshot, None)
+
+    def snapshot(self, address, state, memory):
+        ask(address, "PATCH", "/vm", {"state": "Paused"})
+        files = {"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory}
+        ask(address, "PUT", "/snapshot/create", files)
+
+    def restored(self, folder, state, memory):
+        address = os.path.join(folder, f"api.{next(NUMBERS)}")
+        launch = Launch([self.binary, "--api-sock", address, "--level", "Error"])
+        backend = {"backend_type": "File", "backend_path": memory}
+        load = {"snapshot_path": state, "mem_backend": backend, "resume_vm": True}
+        return Asked(launch, address, None, load)
+
     def argv(self, config):
         return [self.binary, "--no-api", "--level", "Error", "--config-file", config]
+
+
+class Asked:
+    """A machine to be started that is asked for things by a socket."""
+
+    def __init__(self, launch, address, take, load):
+        self.launch, self.address, self.take, self.load = launch, address, take, load
+
+    def snapshot(self, state, memory):
+        self.take(self.address, state, memory)
+
+    def go_on(self):
+        if self.load:
+            ask(self.address, "PUT", "/snapshot/load", self.load)
+
+
+def ask(address, method, path, body, descriptors=()):
+    """A request by HTTP to a Unix socket, which may be there in a moment only; it must be granted."""
+    deadline = time.monotonic() + SOCKET_THERE_S
+    with socket.socket(socket.AF_UNIX) as stream:
+        while True:
+            try:
+                stream.connect(address)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if time.monotonic() > deadline:
+                    raise Failed(f"{address}: {error}") from error
+                time.sleep(0.0005)
+        body = json.dumps(body)
+        head = f"{method} {path} HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        socket.send_fds(stream, [(head + body).encode()], list(descriptors))
+        answer = stream.recv(65536).decode()
+    if not answer.startswith("HTTP/1.1 2"):
+        raise Failed(f"{method} {path}: {answer}")
+
+
+def used_guest(mib):
+    """Writes to each page of `mib` MiB from 2 MiB on, then prints TINY_LINE again and again, with a pause."""
+    code = b"\xbf" + struct.pack("<I", 2 << 20) + b"\xb9" + struct.pack("<I", mib << 8)
+    # 1: mov [rdi], edi; add edi, 4096; dec ecx; jnz 1
+    code += b"\x89\x3f\x81\xc7\x00\x10\x00\x00\xff\xc9\x75\xf4"
+    # mov dx, 0x3f8; 2: mov al, byte; out dx, al; mov ecx, PAUSE; 3: dec ecx; jnz 3; jmp 2
+    code += b"\x66\xba\xf8\x03" + b"\xb0" + TINY_LINE + b"\xee\xb9" + struct.pack("<I", PAUSE_STEPS) + b"\xff\xc9\x75\xfc\xeb\xf2"
+    return code
 
 
 def tiny_guest(port, value, ends, bits=64):

@@ -8,8 +8,8 @@ import sys
 from load import Guest, Tap
 from tables import median, ratio, spread, table
 
-SECONDS = 3
-IPERF = f"iperf3 -t {SECONDS} -J -c"
+IPERF = "iperf3 -J -t"
+SOCKPERF = "sockperf ping-pong -m 64 -t"
 # How each is asked for, and what it is measured in.
 JOBS = {
     "TCP to the host, 1 stream": (IPERF, "", "MBit/s"),
@@ -18,13 +18,14 @@ JOBS = {
     "TCP from the host, 8 streams": (IPERF, "-P 8 -R", "MBit/s"),
     "UDP of 64 bytes to the host": (IPERF, "-u -b 0 -l 64", "packets/s"),
     "UDP of 64 bytes from the host": (IPERF, "-u -b 0 -l 64 -R", "packets/s"),
-    "TCP round trip of 64 bytes": (f"sockperf ping-pong --tcp -t {SECONDS} -m 64 -i", "", "round trips/s"),
-    "UDP round trip of 64 bytes": (f"sockperf ping-pong -t {SECONDS} -m 64 -i", "", "round trips/s"),
+    "TCP round trip of 64 bytes": (SOCKPERF, "--tcp", "round trips/s"),
+    "UDP round trip of 64 bytes": (SOCKPERF, "", "round trips/s"),
 }
+TO = {IPERF: "-c", SOCKPERF: "-i"}
 SOCKPERF_PORT = 11111
 
 
-def run(monitors, kernel, initrd, rounds):
+def run(monitors, kernel, initrd, rounds, seconds):
     taps = [Tap(number) for number in range(len(monitors))]
     servers = [["iperf3", "-s"], ["sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT)]]
     servers += [["sockperf", "server", "-i", tap.host, "-p", str(SOCKPERF_PORT)] for tap in taps]
@@ -36,20 +37,20 @@ def run(monitors, kernel, initrd, rounds):
         for turn in range(rounds):
             for job, asked in JOBS.items():
                 for guest in guests:
-                    results.setdefault(job, {}).setdefault(guest.name, []).append(once(guest, *asked))
+                    results.setdefault(job, {}).setdefault(guest.name, []).append(once(guest, seconds, *asked))
             print(f"bench: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
         for guest in guests:
             guest.end()
     finally:
         for server in servers:
             server.kill()
-    report(results)
+    report(results, seconds)
 
 
-def once(guest, program, options, unit):
+def once(guest, seconds, program, options, unit):
     """How much a second, and the monitor's CPU time for a unit of it, the guest's work included, ns."""
-    said, cpu_ns = guest.measured(f"{program} {guest.tap.host} {options}")
-    if program.startswith("sockperf"):
+    said, cpu_ns = guest.measured(f"{program} {seconds} {TO[program]} {guest.tap.host} {options}")
+    if program == SOCKPERF:
         seconds, count = re.search(r"Valid Duration\] RunTime=([\d.]+) sec; SentMessages=(\d+)", said).groups()
         return int(count) / float(seconds), cpu_ns / int(count)
     total = END.search(said).group(1)
@@ -64,8 +65,8 @@ def once(guest, program, options, unit):
 END = re.compile(r'"end":.*"(?:sum_received|sum)":\s*(\{[^}]*\})', re.DOTALL)
 
 
-def report(results):
-    print(f"Medians of {SECONDS} s a job; ± is the largest distance of one from them.\n")
+def report(results, seconds):
+    print(f"Medians of {seconds} s a job; ± is the largest distance of one from them.\n")
     rows = []
     for job, by_monitor in results.items():
         base = None
