@@ -90,6 +90,9 @@ pub(crate) struct Run {
     /// Memory in place of a type, such as 512M or 4G; a bare number is bytes [default: 1G]
     #[arg(long, value_name = "SIZE", help_heading = SIZE)]
     pub(crate) memory: Option<Size>,
+    /// Take the memory from the huge pages that the host keeps (vm.nr_hugepages), all of it at the start
+    #[arg(long, conflicts_with = "restore", help_heading = SIZE)]
+    pub(crate) huge_pages: bool,
 
     /// Throw away what the guest writes to IMAGE; this is the default
     #[arg(long, conflicts_with_all = ["read_only", "persist"], help_heading = DISKS)]

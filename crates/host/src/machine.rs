@@ -41,6 +41,8 @@ pub struct Parts {
     pub cpus: u8,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// See [`MachineConfig::huge_pages`].
+    pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
     /// A snapshot to go on from.
@@ -373,6 +375,7 @@ impl Handed {
             identity,
             cpus,
             memory_mib,
+            huge_pages,
             boot,
             restore,
             disks,
@@ -388,6 +391,7 @@ impl Handed {
             identity,
             cpus,
             memory_mib,
+            huge_pages,
             boot: match boot {
                 Boot::Disk { append } => config::Boot::Disk { append },
                 Boot::Files { kernel, initrd, cmdline } => config::Boot::Files {

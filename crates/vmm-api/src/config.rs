@@ -25,6 +25,11 @@ pub struct MachineConfig {
     pub cpus: u8,
     /// Guest memory in MiB, at least [`MEMORY_MIB_MIN`].
     pub memory_mib: u64,
+    /// Guest memory is made of huge pages of [`HUGE_PAGE_MIB`] that the host keeps for it (`vm.nr_hugepages`):
+    /// all of them are taken at the start, or there is no machine, and none is given back before its end.
+    /// `memory_mib` is a whole number of them.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
     /// A snapshot to go on from, in place of booting; `boot` is then for the next reset.
@@ -82,6 +87,8 @@ fn stuck_after_s() -> u32 {
 
 /// The least memory a machine can have, MiB.
 pub const MEMORY_MIB_MIN: u64 = 32;
+/// The size of a huge page, MiB.
+pub const HUGE_PAGE_MIB: u64 = 2;
 /// The most vCPUs a machine can have.
 pub const CPUS_MAX: u8 = 64;
 /// The most disks, and the most network interfaces, a machine can have.

@@ -95,6 +95,7 @@ fn build(
     let snapshot = restore.map(|files| open_snapshot(files, &config)).transpose()?;
     let memory = match &snapshot {
         Some(snapshot) => snapshot.map_memory(config.memory_mib)?,
+        None if config.huge_pages => memory::map_huge(config.memory_mib)?,
         None => memory::map(config.memory_mib)?,
     };
     let disks = open_disks(&config.disks, disks)?;
@@ -161,6 +162,14 @@ pub fn check(config: &MachineConfig) -> Result<(), MachineError> {
         (config.version != ec2vmm_vmm_api::VERSION, "the configuration is of another version"),
         (!(1..=config::CPUS_MAX).contains(&config.cpus), "a machine has 1 to 64 vCPUs"),
         (config.memory_mib < config::MEMORY_MIB_MIN, "a machine has at least 32 MiB of memory"),
+        (
+            config.huge_pages && !config.memory_mib.is_multiple_of(config::HUGE_PAGE_MIB),
+            "memory of huge pages is a whole number of 2 MiB",
+        ),
+        (
+            config.huge_pages && config.restore.is_some(),
+            "a machine that goes on from a snapshot has its pages, and no huge ones",
+        ),
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
         (config.disks.iter().any(|disk| disk.layers.is_empty()), "a disk has at least one layer"),

@@ -96,6 +96,12 @@ impl MachineError {
         match self {
             Self::Config(_) | Self::Inherited(_) => (FailureKind::Usage, None),
             Self::Cpus { .. } => (FailureKind::Cpus, None),
+            Self::Memory(MemoryError::HugePages { pages, .. }) => (
+                FailureKind::Memory,
+                Some(format!(
+                    "the host keeps too few: as root, `sysctl vm.nr_hugepages=N` with {pages} for this machine alone; `grep Huge /proc/meminfo` shows them"
+                )),
+            ),
             Self::Memory(_) => {
                 (FailureKind::Memory, Some("choose a smaller type, or give less --memory".into()))
             }

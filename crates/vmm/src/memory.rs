@@ -19,6 +19,7 @@ use std::{
 };
 
 use ec2vmm_devices::{Memory, dirty::DirtyLog};
+use ec2vmm_vmm_api::config::HUGE_PAGE_MIB;
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress, MmapRegion, bitmap::Bitmap,
@@ -37,6 +38,14 @@ pub enum MemoryError {
         /// Why it was refused.
         source: io::Error,
     },
+    /// The host has not so many huge pages left.
+    #[error("taking {pages} huge pages of {HUGE_PAGE_MIB} MiB for guest memory")]
+    HugePages {
+        /// How many are needed.
+        pages: u64,
+        /// Why there are none.
+        source: io::Error,
+    },
     /// A file of changed pages could not be read.
     #[error("reading guest memory")]
     Read(#[source] io::Error),
@@ -50,31 +59,39 @@ pub enum MemoryError {
 /// # Errors
 /// The host has not that much address space.
 pub fn map(mib: u64) -> Result<Arc<Memory>, MemoryError> {
-    let regions = layout::ram(mib).into_iter().map(map_region).collect::<io::Result<Vec<_>>>();
-    let memory = regions.and_then(|regions| Memory::from_regions(regions).map_err(io::Error::other));
-    memory.map(Arc::new).map_err(|source| MemoryError::Map { mib, source })
+    map_regions(mib, FLAGS).map_err(|source| MemoryError::Map { mib, source })
 }
 
-fn map_region(range: Range<u64>) -> io::Result<GuestRegionMmap<DirtyLog>> {
+/// Maps `mib` MiB of RAM, a whole number of huge pages, that the host takes from those that it keeps.
+///
+/// # Errors
+/// The host has not so many left.
+pub fn map_huge(mib: u64) -> Result<Arc<Memory>, MemoryError> {
+    let pages = mib.div_ceil(HUGE_PAGE_MIB);
+    map_regions(mib, HUGE_FLAGS).map_err(|source| MemoryError::HugePages { pages, source })
+}
+
+fn map_regions(mib: u64, flags: c_int) -> io::Result<Arc<Memory>> {
+    let regions = layout::ram(mib).into_iter().map(|range| map_region(range, flags));
+    let memory = Memory::from_regions(regions.collect::<io::Result<Vec<_>>>()?).map_err(io::Error::other)?;
+    Ok(Arc::new(memory))
+}
+
+fn map_region(range: Range<u64>, flags: c_int) -> io::Result<GuestRegionMmap<DirtyLog>> {
     let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
     let len = usize::try_from(range.end - range.start).map_err(|_| too_large())?;
-    let start = reserve(len)?;
+    let start = if flags == HUGE_FLAGS { new_mapping(len, flags)? } else { reserve(len)? };
     #[allow(unsafe_code, reason = "a mapping at a chosen address")]
-    // SAFETY: `reserve` has just mapped these `len` bytes with this protection and these flags, for
-    // nobody else, and nobody unmaps them.
-    let mapping = unsafe { MmapRegion::build_raw(start.cast(), len, PROTECTION, FLAGS) };
+    // SAFETY: these `len` bytes have just been mapped with this protection and these flags, for nobody
+    // else, and nobody unmaps them.
+    let mapping = unsafe { MmapRegion::build_raw(start.cast(), len, PROTECTION, flags) };
     GuestRegionMmap::new(mapping.map_err(io::Error::other)?, GuestAddress(range.start)).ok_or_else(too_large)
 }
 
 /// Maps `len` bytes that begin on a huge page.
 fn reserve(len: usize) -> io::Result<*mut libc::c_void> {
     let room = len.checked_add(HUGE_PAGE_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
-    #[allow(unsafe_code, reason = "mmap")]
-    // SAFETY: a new mapping at an address of the host's choice overlaps nothing.
-    let start = unsafe { libc::mmap(ptr::null_mut(), room, PROTECTION, FLAGS, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+    let start = new_mapping(room, FLAGS)?;
     let before = start.addr().next_multiple_of(HUGE_PAGE_BYTES) - start.addr();
     let aligned = start.wrapping_byte_add(before);
     for (unused, len) in [(start, before), (aligned.wrapping_byte_add(len), HUGE_PAGE_BYTES - before)] {
@@ -176,6 +193,13 @@ fn put(memory: &Memory, offset: u64, bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
+fn new_mapping(len: usize, flags: c_int) -> io::Result<*mut libc::c_void> {
+    #[allow(unsafe_code, reason = "mmap")]
+    // SAFETY: a new mapping at an address of the host's choice overlaps nothing.
+    let start = unsafe { libc::mmap(ptr::null_mut(), len, PROTECTION, flags, -1, 0) };
+    if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(start) }
+}
+
 /// Gives every page back to the host, so that the guest finds zeroes, as after power-on.
 ///
 /// # Errors
@@ -183,11 +207,28 @@ fn put(memory: &Memory, offset: u64, bytes: &[u8]) -> io::Result<()> {
 pub fn clear(memory: &Memory) -> Result<(), MemoryError> {
     memory
         .iter()
-        .try_for_each(|region| discard(memory, region.start_addr(), region.len()))
+        .try_for_each(|region| match region.flags() {
+            HUGE_FLAGS => write_zeroes(region),
+            _ => discard(memory, region.start_addr(), region.len()),
+        })
         .map_err(MemoryError::Clear)
 }
 
-/// Gives the pages that lie wholly within a range back to the host; they read as zeroes from then on.
+/// For huge pages, which are kept: the host would not promise to have one again.
+fn write_zeroes(region: &GuestRegionMmap<DirtyLog>) -> io::Result<()> {
+    static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+    let (mut at, end) = (0, region.len());
+    while at < end {
+        let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROES.len());
+        let zeroes = ZEROES.get(..len).unwrap_or_default();
+        region.write_slice(zeroes, MemoryRegionAddress(at)).map_err(io::Error::other)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+/// Gives the pages that lie wholly within a range back to the host; they read as zeroes from then on. Huge
+/// pages that the host keeps for the machine stay as they are.
 ///
 /// # Errors
 /// The range is not guest memory, or the host refused.
@@ -197,6 +238,9 @@ pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()>
     let offset = start.unchecked_offset_from(region.start_addr());
     if len > region.len() - offset {
         return Err(outside());
+    }
+    if region.flags() == HUGE_FLAGS {
+        return Ok(());
     }
     let first = offset.next_multiple_of(PAGE_BYTES);
     let end = (offset + len) / PAGE_BYTES * PAGE_BYTES;
@@ -220,6 +264,8 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 const PROTECTION: c_int = libc::PROT_READ | libc::PROT_WRITE;
 /// Memory that the guest does not use is not charged to the host.
 const FLAGS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+/// All that is mapped is taken at once: a guest that found no page later would be ended.
+const HUGE_FLAGS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
 
 #[cfg(test)]
 mod tests {
@@ -238,6 +284,26 @@ mod tests {
         assert_eq!(byte_at(0x10_2000), 7);
         super::clear(&memory).unwrap();
         assert_eq!(byte_at(0x10_0000), 0);
+    }
+
+    #[test]
+    fn huge_pages_are_taken_at_once_or_not_at_all_and_kept() {
+        let free = || {
+            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+            let line = meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+            line.trim().parse::<u64>().unwrap()
+        };
+        if free() < 16 {
+            let error = super::map_huge(1 << 20).unwrap_err();
+            assert!(matches!(error, super::MemoryError::HugePages { pages: 524_288, .. }), "{error}");
+            return;
+        }
+        let memory = super::map_huge(32).unwrap();
+        memory.write_slice(&[7; 4096], GuestAddress(0x20_0000)).unwrap();
+        super::discard(&memory, GuestAddress(0x20_0000), 2 << 20).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x20_0000)).unwrap(), 7);
+        super::clear(&memory).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x20_0000)).unwrap(), 0);
     }
 
     #[test]

@@ -40,7 +40,10 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
     if !plan.emulated_kvm {
         capacity::check_hardware_virtualization()?;
     }
-    capacity::check_memory(plan.size.memory_mib)?;
+    // Huge pages are not among the available memory; the machine process finds out.
+    if !plan.huge_pages {
+        capacity::check_memory(plan.size.memory_mib)?;
+    }
     let host_cpus = capacity::cpus();
     if usize::from(plan.size.cpus) > host_cpus {
         notes.push(format!("{} vCPUs share the {host_cpus} processors of this host", plan.size.cpus));
@@ -64,6 +67,7 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
         identity: identity(&plan.size.product),
         cpus: plan.size.cpus,
         memory_mib: plan.size.memory_mib,
+        huge_pages: plan.huge_pages,
         boot,
         restore: open_snapshots(&plan.restore)?,
         disks,

@@ -25,6 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) size: Size,
+    pub(crate) huge_pages: bool,
     pub(crate) boot: Boot,
     /// The image first, if there is one.
     pub(crate) disks: Vec<Wanted>,
@@ -105,6 +106,7 @@ impl Plan {
         let nets = args.net.iter().map(|net| cable(net, size.cpus)).collect();
         Ok(Self {
             size,
+            huge_pages: args.huge_pages,
             boot: boot(args),
             disks,
             seed,

@@ -333,6 +333,7 @@ impl Birth<'_> {
             identity: identity(plan),
             cpus: plan.vcpus,
             memory_mib: plan.memory_mib,
+            huge_pages: false,
             boot: Boot::Disk { append: None },
             restore: None,
             disks,

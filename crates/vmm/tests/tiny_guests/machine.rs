@@ -64,6 +64,7 @@ pub(crate) fn config() -> MachineConfig {
         },
         cpus: 1,
         memory_mib: 64,
+        huge_pages: false,
         boot: Boot::Files { kernel: KERNEL, initrd: None, cmdline: String::new() },
         restore: None,
         disks: vec![],
