@@ -134,7 +134,10 @@ fn usual_hint(kind: FailureKind) -> Option<&'static str> {
         FailureKind::BadInput => {
             "check the name and what the file holds; `ec2vmm run --help` says what is wanted"
         }
-        FailureKind::Other | FailureKind::Timeout => return None,
+        FailureKind::Sandbox => {
+            "`--sandbox filters` goes on with system call filters alone; see docs/SECURITY.md"
+        }
+        FailureKind::Other | FailureKind::Timeout | FailureKind::ForbiddenCall => return None,
     })
 }
 

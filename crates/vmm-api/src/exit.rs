@@ -95,12 +95,16 @@ failure_kinds! {
     DiskInUse = 25,
     /// A key, user-data or other input file cannot be read or makes no sense.
     BadInput = 26,
+    /// The machine process cannot be shut in on this host as it was asked.
+    Sandbox = 27,
     /// The guest's processor shut down on a triple fault.
     TripleFault = 30,
     /// The guest's kernel panicked.
     GuestPanic = 31,
     /// KVM gave up: an internal error, or an instruction that it cannot emulate.
     KvmInternalError = 32,
+    /// The machine process did what its sandbox forbids, and was killed.
+    ForbiddenCall = 34,
     /// The guest was not done when the time of `--timeout` had passed.
     Timeout = 124,
 }

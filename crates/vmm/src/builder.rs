@@ -22,7 +22,7 @@ use ec2vmm_devices::{
 };
 use ec2vmm_image as image;
 use ec2vmm_vmm_api::{
-    Exit, MachineConfig,
+    Event, Exit, MachineConfig,
     config::{self, Boot, Format},
     control::{Booted, State},
 };
@@ -43,6 +43,7 @@ use crate::{
     memory, net,
     reclaim::Madvise,
     report::Report,
+    sandbox,
     slots::Slot,
     vcpu,
 };
@@ -50,10 +51,15 @@ use crate::{
 /// Runs a machine from its birth to its end.
 pub fn run(config: MachineConfig, born: Instant) -> Exit {
     let mut report = Report::new(born);
-    let descriptors = match take_descriptors(&config, &mut report) {
+    let mut descriptors = match take_descriptors(&config, &mut report) {
         Ok(descriptors) => descriptors,
         Err(error) => return fail(&mut report, &error),
     };
+    if let Err(error) = sandbox::enter(&config.sandbox, descriptors.network.take()) {
+        return fail(&mut report, &error.into());
+    }
+    let sandbox = config.sandbox.kind();
+    report.tell(|us| Event::Sandboxed { us, sandbox });
     match build(config, descriptors) {
         Ok(machine) => machine(report).live(),
         Err(error) => fail(&mut report, &error),
@@ -86,7 +92,7 @@ fn build(
     descriptors: Descriptors,
 ) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
-    let Descriptors { kvm, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
+    let Descriptors { kvm, network: _, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
     let memory = memory::map(config.memory_mib)?;

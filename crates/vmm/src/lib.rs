@@ -27,6 +27,7 @@ pub mod outlet;
 pub mod panic_device;
 pub mod reclaim;
 pub mod report;
+pub mod sandbox;
 pub mod slots;
 pub mod smbios;
 pub mod vcpu;

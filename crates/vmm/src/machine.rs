@@ -40,6 +40,7 @@ use crate::{
     mailbox::{Mailbox, Notice},
     memory,
     report::Report,
+    sandbox,
     slots::Slot,
     smbios,
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
@@ -393,7 +394,7 @@ impl Handler for Answers<'_> {
         let machine = &*self.machine;
         MachineView {
             identity: machine.config.identity.clone(),
-            pid: std::process::id(),
+            pid: sandbox::pid_outside(),
             cpus: machine.config.cpus,
             memory_mib: machine.config.memory_mib,
             state: if self.end.is_some() { State::Ending } else { machine.state },

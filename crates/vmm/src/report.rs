@@ -180,7 +180,11 @@ fn cut(event: &mut Event, limit: usize) {
             shorten(&mut failure.message);
             failure.hint.iter_mut().for_each(shorten);
         }
-        Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } | Event::Ended { .. } => {}
+        Event::Sandboxed { .. }
+        | Event::Running { .. }
+        | Event::Reset { .. }
+        | Event::Panicked { .. }
+        | Event::Ended { .. } => {}
     }
 }
 

@@ -21,6 +21,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::{
     bus::{Bus, GuestRequest},
     mailbox::{Notice, Sender},
+    sandbox,
     vm::{KvmError, Vm},
     x86_64::{boot::Entry, cpuid, registers},
 };
@@ -101,6 +102,7 @@ impl Vcpu {
         let stop = Arc::clone(&kick.stop);
         let thread =
             thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_BYTES).spawn(move || {
+                sandbox::narrow(sandbox::Thread::Vcpu);
                 let end = run(&mut fd, &bus, &stop, &counters);
                 // The guest's devices must be let go of before whoever hears of the end drops them.
                 drop(bus);

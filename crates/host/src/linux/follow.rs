@@ -2,12 +2,13 @@
 
 use std::{
     os::fd::OwnedFd,
+    process::ExitStatus,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use ec2vmm_model::ids::InstanceId;
-use ec2vmm_vmm_api::Event;
+use ec2vmm_vmm_api::{Event, Exit};
 use tokio::{
     sync::{broadcast, watch},
     task::JoinSet,
@@ -21,7 +22,10 @@ use super::{
     pidfd::Process,
     run_dir::MachineDir,
 };
-use crate::host::{Ending, Error, News, NewsKind};
+use crate::{
+    host::{Ending, Error, News, NewsKind},
+    violation,
+};
 
 /// A machine that is followed.
 #[derive(Debug)]
@@ -172,15 +176,17 @@ impl Follower {
                 self.hear(&event);
             }
         }
-        if let Err(error) = self.process.reap() {
+        let status = self.process.reap().unwrap_or_else(|error| {
             tracing::warn!(instance = %self.life.instance, %error, "waiting for a machine process");
-        }
-        self.end().await;
+            None
+        });
+        self.end(status).await;
     }
 
     fn hear(&mut self, event: &Event) {
         let us = match event {
-            Event::Loaded { us, .. }
+            Event::Sandboxed { us, .. }
+            | Event::Loaded { us, .. }
             | Event::Running { us }
             | Event::Reset { us }
             | Event::Panicked { us }
@@ -191,14 +197,17 @@ impl Follower {
             Event::Loaded { .. } => self.loaded_us = us,
             Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } => self.run(us),
             // The record says it too, and whether the process is gone is another matter.
-            Event::Ended { .. } => {}
+            Event::Sandboxed { .. } | Event::Ended { .. } => {}
         }
         if is_news {
             self.told_until_us = Some(us);
             match event {
                 Event::Reset { .. } => self.tell(NewsKind::Rebooted),
                 Event::Panicked { .. } => self.tell(NewsKind::Panicked),
-                Event::Loaded { .. } | Event::Running { .. } | Event::Ended { .. } => {}
+                Event::Sandboxed { .. }
+                | Event::Loaded { .. }
+                | Event::Running { .. }
+                | Event::Ended { .. } => {}
             }
         }
     }
@@ -209,9 +218,19 @@ impl Follower {
         }
     }
 
-    async fn end(self) {
+    async fn end(self, status: Option<ExitStatus>) {
         let folder = self.life.folder.clone();
-        let ending = blocking(move || folder.ending()).await.unwrap_or_else(|error| {
+        let ending = blocking(move || {
+            // Whatever it may have said of itself: what has to be killed by its sandbox is not to be believed.
+            let violation = status.and_then(|status| violation::failure(folder.pid(), status));
+            match violation {
+                Some(failure) => {
+                    Ok(Ending::Told { exit: Exit::Failed(failure.kind), failure: Some(failure) })
+                }
+                None => folder.ending(),
+            }
+        });
+        let ending = ending.await.unwrap_or_else(|error| {
             tracing::warn!(instance = %self.life.instance, %error, "how a machine ended");
             Ending::Silent
         });
