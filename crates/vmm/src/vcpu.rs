@@ -169,7 +169,10 @@ impl Vcpu {
     /// Makes it leave the guest, wherever it is, and come to the gate.
     fn kick(&self) {
         self.shared.set_immediate_exit(true);
-        if let Err(error) = self.thread.kill(kick_signal()) {
+        // One that has ended needs no kick.
+        if let Err(error) = self.thread.kill(kick_signal())
+            && error.errno() != libc::ESRCH
+        {
             log::error!("signalling a vCPU's thread: {error}");
         }
     }

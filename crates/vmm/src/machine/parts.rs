@@ -274,6 +274,8 @@ impl Machine {
             self.slots.remove(id);
             return Err(error);
         }
+        // What was asked of whoever was here before is not asked of this one.
+        run.bus.hot_plug.withdraw(place);
         run.bus.hot_plug.fill(place);
         tell_guest(run);
         self.tell(|us| Event::Attached { us, id: name });
