@@ -233,6 +233,7 @@ pub struct Net {
 
 /// How much may pass. What is none is not limited.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     /// Bytes.
@@ -248,11 +249,14 @@ pub struct RateLimit {
 /// Something passes while there is at least one token. What it takes beyond those that are there is owed,
 /// and delays the next.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// How many tokens come a second: bytes or operations.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 1))]
     pub per_second: NonZeroU64,
     /// How many tokens there are at the start, and at most. Bytes or operations.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 1))]
     pub burst: NonZeroU64,
 }
 

@@ -40,7 +40,7 @@ use crate::{
     machine::Machine,
     mailbox::Mailbox,
     memory,
-    parts::{self, DiskSpec, NetSpec},
+    parts::{self, DiskSpec},
     rate_limits::limiter,
     reclaim::Madvise,
     report::Report,
@@ -267,22 +267,19 @@ fn devices(
             .map_err(MachineError::system("making the vsock device"))?;
         add(fixed("vsock", VSOCK, Box::new(device)))?;
     }
-    let boots = matches!(config.boot, Boot::Disk { .. });
-    let usual_queues = parts::usual_queues(config.cpus);
+    let (boots, cpus) = (matches!(config.boot, Boot::Disk { .. }), config.cpus);
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
         let spec = DiskSpec {
             serial: config.serial.clone(),
             access: access(config),
             boots: boots && index == 0,
-            queues: config.queues.unwrap_or(usual_queues),
+            queues: config.queues.unwrap_or(parts::queues_usual(cpus)),
             rate_limit: config.rate_limit,
         };
         add(parts::disk(format!("block{index}"), DISKS.start + index, spec, disk))?;
     }
     for ((index, net), taps) in (0..).zip(&config.nets).zip(taps) {
-        let config::Net { taps: _, mac, mtu, receive_limit, transmit_limit } = *net;
-        let spec = NetSpec { mac, mtu, receive_limit, transmit_limit };
-        add(parts::net(format!("net{index}"), NETS.start + index, spec, taps))?;
+        add(parts::net(format!("net{index}"), NETS.start + index, taps, net))?;
     }
     Ok(slots)
 }

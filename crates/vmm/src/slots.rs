@@ -23,7 +23,10 @@ use ec2vmm_devices::{
     },
 };
 use ec2vmm_image::{Disk, Layer};
-use ec2vmm_vmm_api::config;
+use ec2vmm_vmm_api::{
+    config::{self, RateLimit},
+    control::NetLimits,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// All of them.
@@ -95,6 +98,8 @@ pub enum Part {
     Net {
         /// Its hardware address.
         mac: [u8; 6],
+        /// What may pass.
+        limits: NetLimits,
     },
     /// One that stays.
     Fixed,
@@ -114,6 +119,8 @@ pub struct DiskPart {
     pub read_only: bool,
     /// The kernel is read from it at each start.
     pub boots: bool,
+    /// What may pass.
+    pub rate_limit: RateLimit,
 }
 
 /// A device and its doorbells.
