@@ -1,24 +1,34 @@
 """Memory beyond the guest's: private pages of the machine process, but for those of the guest's RAM,
-while a guest is up (Linux, Documentation/filesystems/proc.rst, "smaps")."""
+while a guest is up and rests, and the most while its disk is busy (Linux, Documentation/filesystems/proc.rst,
+"smaps")."""
 
 import re
 import sys
+import threading
 import time
 
+from block import DISK_MIB, FIO
+from load import Disk, Guest
 from monitors import LINE, MEMORY_MIB, Process
 from tables import ratio, table
 
 CMDLINE = "console=ttyS0 quiet panic=-1"
 READY = b"minimal ready"
+LOAD = "--rw=randrw --bs=64k --iodepth=32 --runtime=3"
+SAMPLE_S = 0.2
 
 
-def run(monitors, kernel, initrd, image):
+def run(monitors, kernel, initrd, image, load, folder):
+    """`load` is the initrd of guests that load their devices, `folder` a place for their disks."""
     results = {}
     for monitor in monitors:
         cmdline = f"{CMDLINE} {monitor.end or '--'} stay".replace(" reset ", " ")
         results[monitor.name] = once(monitor.kernel(kernel, initrd, cmdline), LINE)
     if image:
         results[f"{monitors[0].name}, booted from a disk"] = once(monitors[0].disk(image), READY)
+    for number, monitor in enumerate(monitors):
+        disk = Disk(folder, f"disk{number}", DISK_MIB)
+        results[f"{monitor.name}, its disk busy"] = busy(monitor, kernel, load, disk)
     rows, base = [], None
     for name, (beyond, dirty, shared, guest, largest) in results.items():
         base = base or beyond
@@ -41,6 +51,19 @@ def once(launch, line):
         return account(process.pid)
     finally:
         process.kill()
+
+
+def busy(monitor, kernel, initrd, disk):
+    """The most that there was at one time."""
+    guest = Guest(monitor, kernel, initrd, disk=disk)
+    work = threading.Thread(target=guest.run, args=(f"{FIO} {LOAD} >/tmp/out",))
+    work.start()
+    most = account(guest.process.pid)
+    while work.is_alive():
+        most = max(most, account(guest.process.pid), key=lambda now: now[0])
+        time.sleep(SAMPLE_S)
+    guest.end()
+    return most
 
 
 def settle(pid):

@@ -1,5 +1,6 @@
 """The machine monitors that are compared: how each is started on a kernel, and on a tiny guest."""
 
+import itertools
 import json
 import os
 import socket
@@ -10,6 +11,10 @@ from dataclasses import dataclass, field
 MEMORY_MIB = 256
 LINE = b"bench: user space reached"
 TINY_LINE = b"!"
+# Between two bytes of a guest that prints again and again.
+PAUSE_STEPS = 512
+SOCKET_THERE_S = 10
+NUMBERS = itertools.count()
 # Every descriptor beyond the standard ones that a machine process is given lies here or above.
 FIRST_FD = 10
 
@@ -24,10 +29,10 @@ class Launch:
 
     argv: list
     stdin: bytes = b""
-    # Number in the process -> path of a file that is opened for it.
+    # Number in the process -> path of a file that is opened for it, or a descriptor that is open here.
     files: dict = field(default_factory=dict)
-    # Number in the process of its end of the console; 1 is standard output.
-    console: int = 1
+    # Numbers in the process of its end of the console; 1 is standard output.
+    console: tuple = (1,)
     # Number in the process of its end of the stream of events, if it has one.
     events: int = 0
     # Exit status of a good end.
@@ -46,17 +51,19 @@ class Process:
             (os.POSIX_SPAWN_DUP2, stdin, 0),
             (os.POSIX_SPAWN_DUP2, self.stderr, 1),
             (os.POSIX_SPAWN_DUP2, self.stderr, 2),
-            (os.POSIX_SPAWN_DUP2, inside.fileno(), launch.console),
+            *((os.POSIX_SPAWN_DUP2, inside.fileno(), number) for number in launch.console),
         ]
         opened = [stdin]
         self.events = None
         if launch.events:
             self.events, events_inside = socket.socketpair()
             actions.append((os.POSIX_SPAWN_DUP2, events_inside.fileno(), launch.events))
-        for number, path in launch.files.items():
-            flags = os.O_RDWR if path == "/dev/kvm" else os.O_RDONLY
-            opened.append(os.open(path, flags | os.O_CLOEXEC))
-            actions.append((os.POSIX_SPAWN_DUP2, opened[-1], number))
+        for number, file in launch.files.items():
+            if isinstance(file, str):
+                flags = os.O_RDWR if file == "/dev/kvm" else os.O_RDONLY
+                opened.append(os.open(file, flags | os.O_CLOEXEC))
+                file = opened[-1]
+            actions.append((os.POSIX_SPAWN_DUP2, file, number))
         # The descriptors here must not be overwritten while they are being handed over.
         assert max(opened + [inside.fileno(), self.stderr]) < FIRST_FD + 90
         self.started = time.monotonic_ns()
@@ -67,15 +74,30 @@ class Process:
         for fd in opened:
             os.close(fd)
 
+    def forget_descriptors(self):
+        """Closes here what was open here and was handed over."""
+        for file in self.launch.files.values():
+            if isinstance(file, int):
+                os.close(file)
+
     def wait_for(self, line):
         """Nanoseconds from the start until the console has shown the line."""
+        self.read_until(line)
+        return time.monotonic_ns() - self.started
+
+    def read_until(self, line):
+        """What the console shows until it has shown the line."""
         shown = b""
         while line not in shown:
             piece = self.console.recv(65536)
             if not piece:
                 raise Failed(f"{self.launch.argv[0]} ended early: {self.words(shown)}")
             shown += piece
-        return time.monotonic_ns() - self.started
+        return shown
+
+    def say(self, line):
+        """Types a line on the console."""
+        self.console.sendall(line + b"\n")
 
     def cpu_ns(self):
         """CPU time of all its threads so far, by its own clock (clock_getcpuclockid(3))."""
@@ -126,10 +148,18 @@ class Ec2vmm:
     def __init__(self, binary):
         self.binary = binary
 
-    def kernel(self, kernel, initrd, cmdline):
+    def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": FIRST_FD + 102, "cmdline": cmdline}
         files = {FIRST_FD + 101: kernel, FIRST_FD + 102: initrd}
-        return self.machine(boot, files)
+        disks, nets = [], []
+        if disk:
+            files[FIRST_FD + 103] = disk.open()
+            layer = {"fd": FIRST_FD + 103, "format": "raw"}
+            disks.append({"layers": [layer], "read_only": False, "serial": "bench"})
+        if tap:
+            files[FIRST_FD + 104] = tap.open()
+            nets.append({"tap": FIRST_FD + 104, "mac": list(bytes.fromhex(tap.mac.replace(":", "")))})
+        return self.machine(boot, files, disks, nets)
 
     def disk(self, image):
         """Booted from a raw disk image, which is only read."""
@@ -142,7 +172,33 @@ class Ec2vmm:
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
         return self.machine(boot, {FIRST_FD + 101: guest})
 
-    def machine(self, boot, files, disks=()):
+    def used(self, folder, mib):
+        """A machine with a tiny guest that has used some memory, of which snapshots are taken."""
+        guest = write(folder, "ec2vmm.elf.used", elf(used_guest(mib)))
+        boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
+        address = os.path.join(folder, f"control.{next(NUMBERS)}")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            control = {FIRST_FD + 106: os.dup(listener.fileno())}
+        launch = self.machine(boot, {FIRST_FD + 101: guest, **control}, control=FIRST_FD + 106)
+        return Asked(launch, address, self.snapshot, None)
+
+    def snapshot(self, address, state, memory):
+        files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in (state, memory)]
+        ask(address, "POST", "/machine/snapshot", {}, files)
+        for fd in files:
+            os.close(fd)
+
+    def restored(self, folder, state, memory):
+        """A machine that goes on from a snapshot."""
+        guest = os.path.join(folder, "ec2vmm.elf.used")
+        boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
+        files = {FIRST_FD + 101: guest, FIRST_FD + 102: state, FIRST_FD + 103: memory}
+        restore = {"state": FIRST_FD + 102, "memory": [FIRST_FD + 103]}
+        return Asked(self.machine(boot, files, restore=restore), None, None, None)
+
+    def machine(self, boot, files, disks=(), nets=(), control=None, restore=None):
         kvm, console, events = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111
         identity = {
             "uuid": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
@@ -158,14 +214,15 @@ class Ec2vmm:
             "memory_mib": MEMORY_MIB,
             "boot": boot,
             "disks": list(disks),
-            "nets": [],
+            "nets": list(nets),
             "vsock": None,
             "console": console,
-            "control": None,
+            "control": control,
+            **({"restore": restore} if restore else {}),
             "events": events,
             "lifeline": None,
         }
-        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, console, events)
+        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, (console,), events)
 
 
 class QemuMicrovm:
@@ -175,12 +232,25 @@ class QemuMicrovm:
     refuses = ()
     end = ""
     machine = "microvm,accel=kvm,x-option-roms=off,auto-kernel-cmdline=off,pit=off,pic=off,rtc=off"
+    tap_options = ""
 
     def __init__(self, binary):
         self.binary = binary
 
-    def kernel(self, kernel, initrd, cmdline):
-        return Launch(self.argv("-kernel", kernel, "-initrd", initrd, "-append", cmdline))
+    def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
+        boot = ["-kernel", kernel, "-initrd", initrd, "-append", cmdline]
+        if not disk and not tap:
+            return Launch(self.argv(*boot))
+        devices, files = [], {}
+        if disk:
+            # As its documentation advises: a thread of its own for the device.
+            devices += ["-object", "iothread,id=io", "-drive", f"if=none,id=disk,format=raw,aio=io_uring,file={disk.path}"]
+            devices += ["-device", "virtio-blk-pci,drive=disk,iothread=io"]
+        if tap:
+            files[FIRST_FD + 104] = tap.open()
+            devices += ["-netdev", f"tap,id=net,fd={FIRST_FD + 104}{self.tap_options}"]
+            devices += ["-device", f"virtio-net-pci,netdev=net,mac={tap.mac},romfile="]
+        return Launch(self.argv(*boot, *devices, machine=self.machine + ",pcie=on"), files=files, console=(0, 1))
 
     def tiny(self, folder, ends):
         # Its first instruction is the firmware's: the tiny guest takes the firmware's place.
@@ -190,10 +260,17 @@ class QemuMicrovm:
         device = ["-device", "isa-debug-exit,iobase=0x501,iosize=1"]
         return Launch(self.argv("-bios", path, *device), status=1)
 
-    def argv(self, *more):
-        common = ["-M", self.machine, "-cpu", "host,arch-capabilities=off", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults"]
+    def argv(self, *more, machine=None):
+        common = ["-M", machine or self.machine, "-cpu", "host,arch-capabilities=off", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults"]
         quiet = ["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
         return [self.binary, *common, *quiet, *more]
+
+
+class QemuVhost(QemuMicrovm):
+    """The same, with its interface served by the host's kernel."""
+
+    name = "QEMU microvm, vhost"
+    tap_options = ",vhost=on"
 
 
 class Firecracker:
@@ -206,18 +283,96 @@ class Firecracker:
     def __init__(self, binary):
         self.binary = binary
 
-    def kernel(self, kernel, initrd, cmdline):
-        return self.machine({"kernel_image_path": kernel, "initrd_path": initrd, "boot_args": cmdline})
+    def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
+        boot = {"kernel_image_path": kernel, "initrd_path": initrd, "boot_args": cmdline}
+        if not disk and not tap:
+            return self.machine(boot)
+        config = self.config(boot)
+        if disk:
+            drive = {"drive_id": "disk", "path_on_host": disk.path, "is_root_device": False, "is_read_only": False}
+            config["drives"].append(drive | {"io_engine": "Async"})
+        if tap:
+            config["network-interfaces"] = [{"iface_id": "net", "host_dev_name": tap.name, "guest_mac": tap.mac}]
+        # Standard input is the console: the configuration comes by another way.
+        file = memory_file(json.dumps(config).encode())
+        argv = [*self.argv(f"/proc/self/fd/{FIRST_FD + 105}"), "--enable-pci"]
+        return Launch(argv, files={FIRST_FD + 105: file}, console=(0, 1))
 
     def tiny(self, folder, ends):
         guest = write(folder, f"firecracker.elf.{ends}", elf(tiny_guest(0x64, 0xFE, ends)))
         return self.machine({"kernel_image_path": guest, "boot_args": ""})
 
     def machine(self, boot):
-        machine = {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}
-        config = {"boot-source": boot, "machine-config": machine, "drives": []}
-        argv = [self.binary, "--no-api", "--level", "Error", "--config-file", "/dev/stdin"]
-        return Launch(argv, json.dumps(config).encode())
+        return Launch(self.argv("/dev/stdin"), json.dumps(self.config(boot)).encode())
+
+    def config(self, boot):
+        return {"boot-source": boot, "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}, "drives": []}
+
+    def used(self, folder, mib):
+        guest = write(folder, "firecracker.elf.used", elf(used_guest(mib)))
+        address = os.path.join(folder, f"api.{next(NUMBERS)}")
+        config = self.config({"kernel_image_path": guest, "boot_args": ""})
+        argv = [self.binary, "--api-sock", address, "--level", "Error", "--config-file", "/dev/stdin"]
+        return Asked(Launch(argv, json.dumps(config).encode()), address, self.snapshot, None)
+
+    def snapshot(self, address, state, memory):
+        ask(address, "PATCH", "/vm", {"state": "Paused"})
+        files = {"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory}
+        ask(address, "PUT", "/snapshot/create", files)
+
+    def restored(self, folder, state, memory):
+        address = os.path.join(folder, f"api.{next(NUMBERS)}")
+        launch = Launch([self.binary, "--api-sock", address, "--level", "Error"])
+        backend = {"backend_type": "File", "backend_path": memory}
+        load = {"snapshot_path": state, "mem_backend": backend, "resume_vm": True}
+        return Asked(launch, address, None, load)
+
+    def argv(self, config):
+        return [self.binary, "--no-api", "--level", "Error", "--config-file", config]
+
+
+class Asked:
+    """A machine to be started that is asked for things by a socket."""
+
+    def __init__(self, launch, address, take, load):
+        self.launch, self.address, self.take, self.load = launch, address, take, load
+
+    def snapshot(self, state, memory):
+        self.take(self.address, state, memory)
+
+    def go_on(self):
+        if self.load:
+            ask(self.address, "PUT", "/snapshot/load", self.load)
+
+
+def ask(address, method, path, body, descriptors=()):
+    """A request by HTTP to a Unix socket, which may be there in a moment only; it must be granted."""
+    deadline = time.monotonic() + SOCKET_THERE_S
+    with socket.socket(socket.AF_UNIX) as stream:
+        while True:
+            try:
+                stream.connect(address)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if time.monotonic() > deadline:
+                    raise Failed(f"{address}: {error}") from error
+                time.sleep(0.0005)
+        body = json.dumps(body)
+        head = f"{method} {path} HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        socket.send_fds(stream, [(head + body).encode()], list(descriptors))
+        answer = stream.recv(65536).decode()
+    if not answer.startswith("HTTP/1.1 2"):
+        raise Failed(f"{method} {path}: {answer}")
+
+
+def used_guest(mib):
+    """Writes to each page of `mib` MiB from 2 MiB on, then prints TINY_LINE again and again, with a pause."""
+    code = b"\xbf" + struct.pack("<I", 2 << 20) + b"\xb9" + struct.pack("<I", mib << 8)
+    # 1: mov [rdi], edi; add edi, 4096; dec ecx; jnz 1
+    code += b"\x89\x3f\x81\xc7\x00\x10\x00\x00\xff\xc9\x75\xf4"
+    # mov dx, 0x3f8; 2: mov al, byte; out dx, al; mov ecx, PAUSE; 3: dec ecx; jnz 3; jmp 2
+    code += b"\x66\xba\xf8\x03" + b"\xb0" + TINY_LINE + b"\xee\xb9" + struct.pack("<I", PAUSE_STEPS) + b"\xff\xc9\x75\xfc\xeb\xf2"
+    return code
 
 
 def tiny_guest(port, value, ends, bits=64):

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::{
     hard_kills::run,
     machine::{patience, poll},
-    place,
+    place, progress,
 };
 
 pub(crate) struct Daemon {
@@ -77,6 +77,7 @@ impl Daemon {
 
     /// Runs `ec2vmm WORDS`, whatever comes of it.
     pub(crate) fn try_cli(&self, words: &[&str]) -> Output {
+        progress::step(&format!("ec2vmm {}", words.join(" ")));
         let mut command = Command::new(place::program("ec2vmm"));
         command.args(words).env("EC2VMM_SOCKET", self.socket()).stdin(Stdio::null());
         command.output().unwrap()

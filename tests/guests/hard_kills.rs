@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     machine::{Machine, Plan},
-    place,
+    place, progress,
 };
 
 #[test]
@@ -140,6 +140,7 @@ fn initrd_of_minimal() -> Vec<u8> {
 
 /// Runs a command that must succeed; gives its output.
 pub(crate) fn run(command: &mut Command) -> String {
+    progress::step(&format!("{command:?}"));
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", text(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -17,7 +17,7 @@ use ec2vmm_vmm_api::{Event, control};
 use tempfile::TempDir;
 
 use crate::{
-    place,
+    place, progress,
     transcript::{Missing, Transcript},
 };
 
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) fn patience() -> Duration {
     let wanted = std::env::var("EC2VMM_TEST_PATIENCE").ok();
     Duration::from_secs(
-        wanted.map_or(900, |seconds| seconds.parse().expect("EC2VMM_TEST_PATIENCE in seconds")),
+        wanted.map_or(600, |seconds| seconds.parse().expect("EC2VMM_TEST_PATIENCE in seconds")),
     )
 }
 
@@ -69,6 +69,7 @@ impl Plan {
 
     /// Starts it, with console and events each on a pipe.
     pub(crate) fn start(mut self) -> Machine {
+        progress::step("starting a machine");
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
         let events = Transcript::of(child.stdout.take().unwrap());
@@ -95,6 +96,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// Waits for `text` on the console, after what was waited for before.
     pub(crate) fn wait_for(&mut self, text: &str) {
+        progress::step(&format!("waiting for {text:?} on the console"));
         let found = self.console.wait(self.heard, patience(), |seen| seen.find(text));
         match found {
             Ok(_) => self.heard = self.end_of(text),
@@ -111,6 +113,7 @@ impl Machine {
 
     /// Waits for an event, after those that were waited for before.
     pub(crate) fn wait_for_event<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
+        progress::step("waiting for an event");
         let found = self.events.wait(self.told, patience(), |seen| {
             let mut end = 0;
             for line in seen.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
@@ -195,6 +198,7 @@ impl Machine {
     }
 
     fn wait_for_exit(&mut self) -> i32 {
+        progress::step("waiting for the end of a machine");
         // Its outputs end with it.
         for stream in [&self.console, &self.events] {
             if let Err(Missing::TooLate(within)) = stream.wait(0, patience(), |_| None::<()>) {
@@ -261,6 +265,7 @@ impl Machine {
     }
 
     fn ask(&self, method: &str, path: &str, body: &str) -> (String, String) {
+        progress::step(&format!("{method} {path}"));
         let mut stream = UnixStream::connect(self.path("control")).unwrap();
         write!(
             stream,
@@ -296,6 +301,7 @@ impl Drop for Machine {
 
 /// Waits until `look` finds something: for facts that nothing announces.
 pub(crate) fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    progress::step(what);
     let deadline = Instant::now() + patience();
     loop {
         if let Some(found) = look() {

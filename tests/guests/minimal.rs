@@ -271,7 +271,6 @@ fn pid(process: u32) -> Pid {
 #[test]
 #[ignore = "boots Linux"]
 fn given_kernels() {
-    // A bzImage by the boot protocol, an ELF by PVH.
     for kernel in ["vmlinuz", "vmlinux"] {
         let plan = Plan::new(["--json", "--memory", "256M", "--kernel"]).arg(place::image(kernel));
         let plan = plan.arg("--initrd").arg(place::image("bench-initrd"));

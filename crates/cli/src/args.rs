@@ -11,8 +11,9 @@ use crate::{
         backup::Backup, completions::Completions, console::ConsoleArgs, cost::CostArgs, events::EventsArgs,
         image_inspect::Inspect, image_ls::ImageLs, image_register::ImageRegister, image_rm::ImageRm,
         key_create::KeyCreate, key_import::KeyImport, key_ls::KeyLs, key_rm::KeyRm, launch::Launch, ls::Ls,
-        man::Man, modify::Modify, reboot::Reboot, show::Show, start::Start, status::StatusArgs, stop::Stop,
-        tag::TagArgs, terminate::Terminate, top::Top, types::Types, untag::UntagArgs, wait::Wait,
+        machine_snapshot::MachineSnapshot, man::Man, modify::Modify, reboot::Reboot, show::Show,
+        start::Start, status::StatusArgs, stop::Stop, tag::TagArgs, terminate::Terminate, top::Top,
+        types::Types, untag::UntagArgs, wait::Wait,
     },
     value::{
         balloon::Balloon,
@@ -60,6 +61,8 @@ pub(crate) enum Command {
     Key(KeyCommand),
     #[command(subcommand)]
     Image(ImageCommand),
+    #[command(subcommand)]
+    Machine(MachineCommand),
     Types(Types),
     Status(StatusArgs),
     Backup(Backup),
@@ -87,6 +90,9 @@ pub(crate) struct Run {
     /// Memory in place of a type, such as 512M or 4G; a bare number is bytes [default: 1G]
     #[arg(long, value_name = "SIZE", help_heading = SIZE)]
     pub(crate) memory: Option<Size>,
+    /// Take the memory from the huge pages that the host keeps (vm.nr_hugepages), all of it at the start
+    #[arg(long, conflicts_with = "restore", help_heading = SIZE)]
+    pub(crate) huge_pages: bool,
 
     /// Throw away what the guest writes to IMAGE; this is the default
     #[arg(long, conflicts_with_all = ["read_only", "persist"], help_heading = DISKS)]
@@ -156,6 +162,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true, help_heading = KERNEL)]
     pub(crate) append: Option<String>,
 
+    /// Go on from a snapshot of `ec2vmm machine snapshot` and do not boot; the other options are those that the
+    /// machine had. May be repeated: a full one first, then each difference
+    #[arg(long, value_name = "DIR", action = ArgAction::Append, value_hint = ValueHint::DirPath, help_heading = CONTROL)]
+    pub(crate) restore: Vec<PathBuf>,
     /// Write console output to this file, which keeps the newest 16 MiB at most
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = CONTROL)]
     pub(crate) console: Option<PathBuf>,
@@ -193,6 +203,12 @@ pub(crate) enum ImageCommand {
     Ls(ImageLs),
     Rm(ImageRm),
     Inspect(Inspect),
+}
+
+/// Machines of `ec2vmm run`, by their control sockets
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineCommand {
+    Snapshot(MachineSnapshot),
 }
 
 const SIZE: &str = "Size";

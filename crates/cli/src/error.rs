@@ -134,6 +134,11 @@ fn usual_hint(kind: FailureKind) -> Option<&'static str> {
         FailureKind::BadInput => {
             "check the name and what the file holds; `ec2vmm run --help` says what is wanted"
         }
+        FailureKind::BrokenSnapshot => "take the snapshot's files from where they were copied from",
+        FailureKind::SnapshotVersion => "restore with the ec2vmm that wrote it, or a later one",
+        FailureKind::SnapshotCpu => "restore on a host with the same or a later processor of the same maker",
+        FailureKind::SnapshotMachine => "give the machine what it had when the snapshot was taken",
+        FailureKind::SnapshotDisk => "restore with the disks as they were when the snapshot was taken",
         FailureKind::Other | FailureKind::Timeout => return None,
     })
 }

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::{
-    args::{Args, Command, ImageCommand, KeyCommand},
+    args::{Args, Command, ImageCommand, KeyCommand, MachineCommand},
     environment::Environment,
     error::Error,
 };
@@ -64,6 +64,7 @@ fn run(command: &Command, environment: &Environment) -> Done {
         Command::Image(ImageCommand::Ls(args)) => commands::image_ls::run(args, environment),
         Command::Image(ImageCommand::Rm(args)) => commands::image_rm::run(args, environment),
         Command::Image(ImageCommand::Inspect(args)) => commands::image_inspect::run(args, environment),
+        Command::Machine(MachineCommand::Snapshot(args)) => commands::machine_snapshot::run(args),
         Command::Types(args) => commands::types::run(args, environment),
         Command::Status(args) => commands::status::run(args, environment),
         Command::Backup(args) => commands::backup::run(args, environment),

@@ -5,13 +5,18 @@
 //! is a value ([`virtio::GuestFault`]), never a panic.
 
 pub mod console;
+pub mod dirty;
 pub mod pci;
 pub mod pvpanic;
 pub mod rate_limit;
 pub mod rtc;
 pub mod serial;
+pub mod state;
 pub mod time;
 pub mod virtio;
 
 /// Guest memory, as every crate of the monitor sees it.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
+pub type Memory = vm_memory::GuestMemoryMmap<dirty::DirtyLog>;
+
+/// A piece of it.
+pub type Slice<'a> = vm_memory::VolatileSlice<'a, dirty::DirtySlice<'a>>;

@@ -3,9 +3,12 @@
 
 use std::ops::Range;
 
-use crate::pci::{
-    PciFunction,
-    registers::{Ids, Registers},
+use crate::{
+    pci::{
+        FunctionState, PciFunction,
+        registers::{Ids, Registers},
+    },
+    state::BadState,
 };
 
 /// What the guest says of its end.
@@ -79,6 +82,14 @@ impl<P: OnPanic> PciFunction for Pvpanic<P> {
     fn reset(&mut self) {
         let Self { effect: _, registers } = self;
         registers.reset();
+    }
+
+    fn save(&self) -> FunctionState {
+        FunctionState { registers: self.registers.save(), virtio: None }
+    }
+
+    fn restore(&mut self, saved: &FunctionState) -> Result<(), BadState> {
+        self.registers.restore(&saved.registers)
     }
 }
 

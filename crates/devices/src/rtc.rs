@@ -1,6 +1,10 @@
 //! The real-time clock of the PC, an MC146818 at ports 0x70 (index) and 0x71 (data): time of day in BCD,
 //! 24 hours, in UTC. No alarm, no periodic interrupt, no battery-backed memory: those read as zero.
 
+use serde::{Deserialize, Serialize};
+
+use crate::state::BadState;
+
 /// The host's clock.
 pub trait WallClock: Send {
     /// Nanoseconds since 1970-01-01 00:00 UTC.
@@ -14,7 +18,7 @@ pub struct Rtc<C: WallClock> {
 }
 
 /// What the guest has set.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct State {
     index: u8,
     /// Seconds to add to the host's clock.
@@ -29,9 +33,17 @@ impl<C: WallClock> Rtc<C> {
         Self { clock, state: State::default() }
     }
 
-    /// A clock that goes on from `state`, as after a snapshot.
-    pub fn from_state(clock: C, state: State) -> Self {
-        Self { clock, state }
+    /// Goes on from `state`, as after a snapshot.
+    ///
+    /// # Errors
+    /// No guest can have set it so.
+    pub fn restore(&mut self, state: State) -> Result<(), BadState> {
+        let held = state.held.is_none_or(|time| time.can_be_set());
+        if !held || !(-SECONDS_MAX..=2 * SECONDS_MAX).contains(&state.offset) {
+            return Err(BadState("the clock's time is none"));
+        }
+        self.state = state;
+        Ok(())
     }
 
     /// What the guest has set.
@@ -138,7 +150,7 @@ impl<C: WallClock> Rtc<C> {
 }
 
 /// A date and time in UTC, as the guest has written it: its numbers may be out of range.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct Time {
     year: i64,
     month: i64,
@@ -173,6 +185,14 @@ impl Time {
     /// Numbers out of range carry over: 31 February is 2 or 3 March.
     fn to_seconds(self) -> i64 {
         self.days() * DAY_SECONDS + self.hour * 3600 + self.minute * 60 + self.second
+    }
+
+    /// Whether it is made of numbers that fit the registers, though they may be out of range.
+    fn can_be_set(self) -> bool {
+        let Self { year, month, day, hour, minute, second } = self;
+        let register = 0..=from_bcd(0xff);
+        [month, day, hour, minute, second].iter().all(|number| register.contains(number))
+            && (0..=from_bcd(0xff) * 101).contains(&year)
     }
 
     /// Since 1970-01-01.
@@ -245,7 +265,7 @@ mod tests {
 
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{Rtc, Time, WallClock};
+    use super::{Rtc, State, Time, WallClock};
 
     #[derive(Clone)]
     struct Clock(Arc<AtomicI64>);
@@ -322,7 +342,9 @@ mod tests {
         assert_eq!(shown(&mut rtc), "2000-01-01 00:00:00 day 7");
         rtc.reset();
         assert_eq!(shown(&mut rtc), "2000-01-01 00:00:00 day 7");
-        let mut rtc = Rtc::from_state(rtc.clock.clone(), rtc.state());
+        let state = rtc.state();
+        let mut rtc = Rtc::new(rtc.clock.clone());
+        rtc.restore(state).unwrap();
         assert_eq!(shown(&mut rtc), "2000-01-01 00:00:00 day 7");
     }
 
@@ -330,6 +352,24 @@ mod tests {
         #[test]
         fn dates_come_back(seconds in 0i64..=super::SECONDS_MAX) {
             assert_eq!(Time::from_seconds(seconds).to_seconds(), seconds);
+        }
+
+        #[test]
+        fn no_saved_state_panics(
+            offset: i64, hold: bool, numbers: [i64; 6], small: bool, now: i64,
+            accesses in prop::collection::vec((any::<u8>(), any::<u8>()), 1..50),
+        ) {
+            let fit = |number: i64| if small { number.rem_euclid(165) } else { number };
+            let [year, month, day, hour, minute, second] = numbers.map(fit);
+            let held = hold.then_some(Time { year, month, day, hour, minute, second });
+            let (mut rtc, _) = rtc(now);
+            if rtc.restore(State { index: 7, offset, held }).is_ok() {
+                for (port, value) in accesses {
+                    rtc.write(port % 3, value);
+                    rtc.read(port % 3);
+                }
+                shown(&mut rtc);
+            }
         }
 
         #[test]

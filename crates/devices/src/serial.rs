@@ -18,15 +18,65 @@ use vm_superio::{
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use vm_superio::SerialState;
+use serde::{Deserialize, Serialize};
+use vm_superio::SerialState;
 
-use crate::console::ConsoleOutput;
+use crate::{
+    console::ConsoleOutput,
+    state::{BadState, Hex},
+};
 
 /// The serial port. Any thread may call it.
 pub struct Serial {
     wiring: Wiring,
     uart: Mutex<Uart<Line, Room, Output>>,
 }
+
+/// The port in a snapshot.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Saved {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    /// What was typed and not read.
+    typed: Hex,
+}
+
+macro_rules! both_ways {
+    ($($field:ident),+) => {
+        impl From<SerialState> for Saved {
+            fn from(state: SerialState) -> Self {
+                let SerialState { $($field,)+ in_buffer } = state;
+                Self { $($field,)+ typed: Hex(in_buffer) }
+            }
+        }
+
+        impl From<Saved> for SerialState {
+            fn from(saved: Saved) -> Self {
+                let Saved { $($field,)+ typed } = saved;
+                Self { $($field,)+ in_buffer: typed.0 }
+            }
+        }
+    };
+}
+
+both_ways!(
+    baud_divisor_low,
+    baud_divisor_high,
+    interrupt_enable,
+    interrupt_identification,
+    line_control,
+    line_status,
+    modem_control,
+    modem_status,
+    scratch
+);
 
 /// What a reset keeps.
 #[derive(Clone)]
@@ -108,16 +158,17 @@ impl Serial {
     }
 
     /// The registers and what was typed, for a snapshot.
-    pub fn state(&self) -> SerialState {
-        self.lock().state()
+    pub fn save(&self) -> Saved {
+        self.lock().state().into()
     }
 
     /// The registers as they were.
     ///
     /// # Errors
     /// The state is none that the port can be in.
-    pub fn restore(&self, state: &SerialState) -> io::Result<()> {
-        *self.lock() = self.wiring.uart(state).map_err(io::Error::other)?;
+    pub fn restore(&self, saved: Saved) -> Result<(), BadState> {
+        let uart = self.wiring.uart(&saved.into());
+        *self.lock() = uart.map_err(|_| BadState("more was typed than the serial port holds"))?;
         Ok(())
     }
 
@@ -279,13 +330,13 @@ mod tests {
         serial.write(7, 0x55);
         serial.write(0, b'a');
         assert_eq!(serial.enqueue(&[b'x'; 65]), 64);
-        let state = serial.state();
+        let saved = serial.save();
         serial.reset();
         assert_eq!(serial.room().read().unwrap(), 1);
         assert_eq!(serial.read(7), 0);
         assert_eq!(serial.read(5) & 1, 0);
         assert_eq!(output.len(), 1);
-        serial.restore(&state).unwrap();
+        serial.restore(saved).unwrap();
         assert_eq!(serial.read(7), 0x55);
         assert_eq!(serial.read(0), b'x');
     }

@@ -41,8 +41,12 @@ pub struct Parts {
     pub cpus: u8,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// See [`MachineConfig::huge_pages`].
+    pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
+    /// A snapshot to go on from.
+    pub restore: Option<Restore>,
     /// Disks in the order in which the guest finds them.
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest finds them.
@@ -91,6 +95,15 @@ pub enum Boot {
         /// The whole command line.
         cmdline: String,
     },
+}
+
+/// [`config::Restore`] with open files.
+#[derive(Debug)]
+pub struct Restore {
+    /// The state file.
+    pub state: File,
+    /// The memory files: a full one, then each difference.
+    pub memory: Vec<File>,
 }
 
 /// [`config::Net`] with an open tap.
@@ -357,14 +370,28 @@ impl Handed {
         let [console, console_log, console_listener] =
             [ways.console, ways.console_log, ways.console_listener].map(&mut given);
         let [record, events, lifeline] = [ways.record, ways.events, ways.lifeline].map(given);
-        let Parts { kvm, identity, cpus, memory_mib, boot, disks, nets, balloon, entropy, vsock, control } =
-            parts;
+        let Parts {
+            kvm,
+            identity,
+            cpus,
+            memory_mib,
+            huge_pages,
+            boot,
+            restore,
+            disks,
+            nets,
+            balloon,
+            entropy,
+            vsock,
+            control,
+        } = parts;
         MachineConfig {
             version: ec2vmm_vmm_api::VERSION,
             kvm: self.hand(kvm),
             identity,
             cpus,
             memory_mib,
+            huge_pages,
             boot: match boot {
                 Boot::Disk { append } => config::Boot::Disk { append },
                 Boot::Files { kernel, initrd, cmdline } => config::Boot::Files {
@@ -373,6 +400,12 @@ impl Handed {
                     cmdline,
                 },
             },
+            restore: restore.map(|Restore { state, memory }| config::Restore {
+                state: self.hand(state),
+                memory: memory.into_iter().map(|file| self.hand(file)).collect(),
+                clock: config::Clock::default(),
+                track: false,
+            }),
             disks: disks.into_iter().map(|disk| self.disk(disk)).collect(),
             nets: nets.into_iter().map(|net| self.net(net)).collect(),
             balloon,

@@ -25,7 +25,7 @@ mod window;
 pub use boot::{Boot, BootError, find_boot};
 pub use disk::{Disk, DiskError, create_overlay, create_overlay_over};
 pub use error::{Error, ErrorKind};
-pub use ext4::FilesError;
+pub use ext4::{FileReader, FilesError};
 pub use format::{Format, Layer, UnknownFormat};
 pub use inspect::{Inspection, inspect};
 pub use open::{OpenError, open_chain};

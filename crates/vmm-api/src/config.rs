@@ -25,8 +25,16 @@ pub struct MachineConfig {
     pub cpus: u8,
     /// Guest memory in MiB, at least [`MEMORY_MIB_MIN`].
     pub memory_mib: u64,
+    /// Guest memory is made of huge pages of [`HUGE_PAGE_MIB`] that the host keeps for it (`vm.nr_hugepages`):
+    /// all of them are taken at the start, or there is no machine, and none is given back before its end.
+    /// `memory_mib` is a whole number of them.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// Where kernel, initrd and command line come from.
     pub boot: Boot,
+    /// A snapshot to go on from, in place of booting; `boot` is then for the next reset.
+    #[serde(default)]
+    pub restore: Option<Restore>,
     /// Disks in the order in which the guest finds them: the first is `/dev/vda`.
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest finds them.
@@ -79,6 +87,8 @@ fn stuck_after_s() -> u32 {
 
 /// The least memory a machine can have, MiB.
 pub const MEMORY_MIB_MIN: u64 = 32;
+/// The size of a huge page, MiB.
+pub const HUGE_PAGE_MIB: u64 = 2;
 /// The most vCPUs a machine can have.
 pub const CPUS_MAX: u8 = 64;
 /// The most disks, and the most network interfaces, a machine can have.
@@ -132,6 +142,36 @@ pub enum Boot {
         /// The whole command line.
         cmdline: String,
     },
+}
+
+/// A snapshot to go on from. The machine is to have what it had: vCPUs, memory, disks as they were, network
+/// interfaces with their addresses, vsock.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The state file, open for reading.
+    pub state: Fd,
+    /// The memory files, open for reading: a full one, then each difference, in order. The full one is mapped:
+    /// it must not change while the machine lives, and pages that the guest does not write are shared with
+    /// all machines that have mapped it. Differences are copied.
+    pub memory: Vec<Fd>,
+    /// What the guest's clocks say.
+    #[serde(default)]
+    pub clock: Clock,
+    /// Note from the start which pages change, so that the next snapshot can be a difference to this one.
+    #[serde(default)]
+    pub track: bool,
+}
+
+/// What the clocks of a restored guest say of the time since its snapshot.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// That it has passed: time of day is right, and whatever was to happen meanwhile happens now.
+    #[default]
+    Advance,
+    /// That there was none: time of day is wrong until something sets it, and nothing is late.
+    StandStill,
 }
 
 /// How a file holds a disk. Recorded, never probed.
@@ -200,6 +240,7 @@ pub struct Net {
 
 /// How much may pass. What is none is not limited.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     /// Bytes.
@@ -215,11 +256,14 @@ pub struct RateLimit {
 /// Something passes while there is at least one token. What it takes beyond those that are there is owed,
 /// and delays the next.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// How many tokens come a second: bytes or operations.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 1))]
     pub per_second: NonZeroU64,
     /// How many tokens there are at the start, and at most. Bytes or operations.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 1))]
     pub burst: NonZeroU64,
 }
 

@@ -24,6 +24,11 @@ pub enum Event {
         /// Microseconds since the process started.
         us: u64,
     },
+    /// The machine is as it was when a snapshot was taken. [`Event::Running`] follows.
+    Restored {
+        /// Microseconds since the process started.
+        us: u64,
+    },
     /// The guest asked for a reset, or somebody did on its behalf. [`Event::Loaded`] follows.
     Reset {
         /// Microseconds since the process started.

@@ -98,12 +98,22 @@ failure_kinds! {
     DiskInUse = 25,
     /// A key, user-data or other input file cannot be read or makes no sense.
     BadInput = 26,
+    /// A snapshot's file is damaged, cut short, of another snapshot, or none.
+    BrokenSnapshot = 27,
+    /// The snapshot was written by a later version.
+    SnapshotVersion = 28,
+    /// The processor lacks what the snapshot's guest uses.
+    SnapshotCpu = 29,
     /// The guest's processor shut down on a triple fault.
     TripleFault = 30,
     /// The guest's kernel panicked.
     GuestPanic = 31,
     /// KVM gave up: an internal error, or an instruction that it cannot emulate.
     KvmInternalError = 32,
+    /// The snapshot is of another machine: other memory, vCPUs, disks, interfaces, or what they can do.
+    SnapshotMachine = 33,
+    /// A disk is not as it was when the snapshot was taken.
+    SnapshotDisk = 34,
     /// The guest was not done when the time of `--timeout` had passed.
     Timeout = 124,
 }

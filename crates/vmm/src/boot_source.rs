@@ -2,12 +2,13 @@
 
 use std::{
     fs::File,
-    io::{self, Cursor, Read, Seek},
+    io::{self, Read, Seek},
 };
 
 use ec2vmm_devices::Memory;
 use ec2vmm_image::Disk;
 use ec2vmm_vmm_api::control::Booted;
+use vm_memory::{VolatileMemoryError, VolatileSlice, bitmap::BitmapSlice, io::ReadVolatile};
 
 use crate::x86_64::boot::{self, BootError, Entry, Initrd, Take};
 
@@ -91,7 +92,7 @@ fn from_disk(
     rsdp: u64,
 ) -> Result<(Entry, Booted), SourceError> {
     let found = ec2vmm_image::find_boot(disk).map_err(SourceError::Disk)?;
-    let mut kernel = Cursor::new(found.read_kernel().map_err(SourceError::Disk)?);
+    let mut kernel = Pieces::of(found.kernel().map_err(SourceError::Disk)?);
     let entry = &found.entry;
     let cmdline = match append {
         Some(append) => format!("{} {append}", entry.cmdline),
@@ -108,6 +109,51 @@ fn from_disk(
     let entry = boot::load(memory, memory_mib, &mut kernel, initrd, &cmdline, rsdp)
         .map_err(|source| SourceError::Load { kernel: booted.kernel.clone(), source })?;
     Ok((entry, booted))
+}
+
+/// A file that goes into guest memory piece by piece, by way of a buffer that stays in the processor's cache.
+struct Pieces<R> {
+    file: R,
+    buffer: Vec<u8>,
+}
+
+impl<R> Pieces<R> {
+    fn of(file: R) -> Self {
+        Self { file, buffer: vec![0; COPY_BYTES] }
+    }
+}
+
+impl<R: Read> Read for Pieces<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl<R: Seek> Seek for Pieces<R> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+impl<R: Read> ReadVolatile for Pieces<R> {
+    /// Fills all of `memory` unless the file ends before: who loads a kernel asks once.
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        memory: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let mut done = 0;
+        while done < memory.len() {
+            let len = self.buffer.len().min(memory.len() - done);
+            let buffer = self.buffer.get_mut(..len).unwrap_or_default();
+            let count = self.file.read(buffer).map_err(VolatileMemoryError::IOError)?;
+            if count == 0 {
+                break;
+            }
+            memory.subslice(done, count)?.copy_from(buffer.get(..count).unwrap_or_default());
+            done += count;
+        }
+        Ok(done)
+    }
 }
 
 fn copy(file: Option<&mut File>, take: &mut Take<'_>) -> io::Result<()> {

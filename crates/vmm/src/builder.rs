@@ -1,6 +1,7 @@
 //! Makes a [`Machine`] out of its configuration and the descriptors that the process was born with.
 
 use std::{
+    fs::File,
     os::{
         fd::{FromRawFd, IntoRawFd, OwnedFd},
         unix::net::UnixListener,
@@ -35,16 +36,18 @@ use crate::{
     entropy::KernelEntropy,
     error::MachineError,
     event_loop::EventLoop,
-    inherited::{BootFiles, Descriptors, Inherited},
+    inherited::{BootFiles, Descriptors, Inherited, RestoreFiles},
     machine::Machine,
     mailbox::Mailbox,
     memory,
-    parts::{self, DiskSpec, NetSpec},
+    parts::{self, DiskSpec},
     rate_limits::limiter,
     reclaim::Madvise,
     report::Report,
     slots::{DISKS, NETS, Part, Slot, Slots},
+    snapshot::Snapshot,
     vcpu,
+    x86_64::acpi,
 };
 
 /// Runs a machine from its birth to its end.
@@ -86,13 +89,21 @@ fn build(
     descriptors: Descriptors,
 ) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
-    let Descriptors { kvm, boot, disks, taps, vsock, console, control, lifeline } = descriptors;
+    let Descriptors { kvm, boot, restore, disks, taps, vsock, console, control, lifeline } = descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
-    let memory = memory::map(config.memory_mib)?;
+    let snapshot = restore.map(|files| open_snapshot(files, &config)).transpose()?;
+    let memory = match &snapshot {
+        Some(snapshot) => snapshot.map_memory(config.memory_mib)?,
+        None if config.huge_pages => memory::map_huge(config.memory_mib)?,
+        None => memory::map(config.memory_mib)?,
+    };
     let disks = open_disks(&config.disks, disks)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
     let slots = devices(&config, vsock, taps, &memory, disks)?;
+    if let Some(snapshot) = &snapshot {
+        snapshot.check(&config, &slots)?;
+    }
     let console = Console::new(console).map_err(MachineError::system("making the console"))?;
     let control = control
         .map(|fd| ControlServer::new(UnixListener::from(fd)))
@@ -100,6 +111,7 @@ fn build(
         .map_err(MachineError::system("making the control socket"))?;
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
     let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    let generation = acpi::generation::new().map_err(MachineError::system("getting random numbers"))?;
     let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
     let watch_timer = watch_timer.map_err(|error| MachineError::System {
         what: "making the timer of the watch",
@@ -109,6 +121,10 @@ fn build(
         kvm,
         memory,
         boot,
+        mapped: snapshot.is_some(),
+        snapshot,
+        tracking: None,
+        generation,
         slots,
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
@@ -128,13 +144,32 @@ fn build(
     })
 }
 
+fn open_snapshot(files: RestoreFiles, config: &MachineConfig) -> Result<Snapshot, MachineError> {
+    let RestoreFiles { state, memory } = files;
+    let (clock, track) =
+        config.restore.as_ref().map(|restore| (restore.clock, restore.track)).unwrap_or_default();
+    let memory = memory.into_iter().map(File::from).collect();
+    Ok(Snapshot::open(state.into(), memory, config, clock, track)?)
+}
+
 /// What the contract promises, before anything is made.
-fn check(config: &MachineConfig) -> Result<(), MachineError> {
+///
+/// # Errors
+/// The configuration is outside of the contract's limits.
+pub fn check(config: &MachineConfig) -> Result<(), MachineError> {
     let queues = 1..=config::QUEUES_MAX;
     let limits = [
         (config.version != ec2vmm_vmm_api::VERSION, "the configuration is of another version"),
         (!(1..=config::CPUS_MAX).contains(&config.cpus), "a machine has 1 to 64 vCPUs"),
         (config.memory_mib < config::MEMORY_MIB_MIN, "a machine has at least 32 MiB of memory"),
+        (
+            config.huge_pages && !config.memory_mib.is_multiple_of(config::HUGE_PAGE_MIB),
+            "memory of huge pages is a whole number of 2 MiB",
+        ),
+        (
+            config.huge_pages && config.restore.is_some(),
+            "a machine that goes on from a snapshot has its pages, and no huge ones",
+        ),
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
         (config.disks.iter().any(|disk| disk.layers.is_empty()), "a disk has at least one layer"),
@@ -244,22 +279,19 @@ fn devices(
             .map_err(MachineError::system("making the vsock device"))?;
         add(fixed("vsock", VSOCK, Box::new(device)))?;
     }
-    let boots = matches!(config.boot, Boot::Disk { .. });
-    let usual_queues = parts::usual_queues(config.cpus);
+    let (boots, cpus) = (matches!(config.boot, Boot::Disk { .. }), config.cpus);
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
         let spec = DiskSpec {
             serial: config.serial.clone(),
             access: access(config),
             boots: boots && index == 0,
-            queues: config.queues.unwrap_or(usual_queues),
+            queues: config.queues.unwrap_or(parts::queues_usual(cpus)),
             rate_limit: config.rate_limit,
         };
         add(parts::disk(format!("block{index}"), DISKS.start + index, spec, disk))?;
     }
     for ((index, net), taps) in (0..).zip(&config.nets).zip(taps) {
-        let config::Net { taps: _, mac, mtu, receive_limit, transmit_limit } = *net;
-        let spec = NetSpec { mac, mtu, receive_limit, transmit_limit };
-        add(parts::net(format!("net{index}"), NETS.start + index, spec, taps))?;
+        add(parts::net(format!("net{index}"), NETS.start + index, taps, net))?;
     }
     Ok(slots)
 }

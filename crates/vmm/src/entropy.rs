@@ -19,3 +19,13 @@ impl Entropy for KernelEntropy {
         Ok(())
     }
 }
+
+/// So many random bytes.
+///
+/// # Errors
+/// There are none.
+pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    KernelEntropy.fill(&mut bytes)?;
+    Ok(bytes)
+}

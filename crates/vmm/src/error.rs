@@ -13,6 +13,7 @@ use crate::{
     inherited::InheritedError,
     memory::MemoryError,
     smbios,
+    snapshot::RestoreError,
     vm::KvmError,
     x86_64::{acpi, boot::BootError},
 };
@@ -48,6 +49,9 @@ pub enum MachineError {
         /// Why.
         source: block::OpenError,
     },
+    /// The machine cannot go on from its snapshot.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// No kernel.
     #[error(transparent)]
     Boot(#[from] SourceError),
@@ -92,12 +96,19 @@ impl MachineError {
         match self {
             Self::Config(_) | Self::Inherited(_) => (FailureKind::Usage, None),
             Self::Cpus { .. } => (FailureKind::Cpus, None),
+            Self::Memory(MemoryError::HugePages { pages, .. }) => (
+                FailureKind::Memory,
+                Some(format!(
+                    "the host keeps too few: as root, `sysctl vm.nr_hugepages=N` with {pages} for this machine alone; `grep Huge /proc/meminfo` shows them"
+                )),
+            ),
             Self::Memory(_) => {
                 (FailureKind::Memory, Some("choose a smaller type, or give less --memory".into()))
             }
             Self::Disk { source: block::OpenError::Disk(source), .. } => {
                 (disk_kind(source.kind()), source.hint())
             }
+            Self::Restore(error) => (error.kind(), error.hint()),
             Self::Boot(SourceError::Disk(source)) => (disk_kind(source.kind()), source.hint()),
             Self::Boot(SourceError::Load { source, .. }) => boot_kind(source),
             Self::Boot(SourceError::File(..)) => (FailureKind::BadInput, None),

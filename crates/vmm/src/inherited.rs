@@ -47,6 +47,8 @@ pub struct Descriptors {
     pub kvm: OwnedFd,
     /// Kernel and initrd, where they are not on the first disk.
     pub boot: Option<BootFiles>,
+    /// A snapshot to go on from.
+    pub restore: Option<RestoreFiles>,
     /// The layers of each disk.
     pub disks: Vec<Vec<OwnedFd>>,
     /// The queues of each network interface's tap.
@@ -59,6 +61,15 @@ pub struct Descriptors {
     pub control: Option<OwnedFd>,
     /// The owner holds its other end.
     pub lifeline: Option<OwnedFd>,
+}
+
+/// A snapshot's files, open.
+#[derive(Debug)]
+pub struct RestoreFiles {
+    /// The state.
+    pub state: OwnedFd,
+    /// The memory: a full file, then differences.
+    pub memory: Vec<OwnedFd>,
 }
 
 /// Kernel and initrd, open.
@@ -84,6 +95,17 @@ impl Descriptors {
                 Boot::Files { kernel, initrd, .. } => Some(BootFiles {
                     kernel: take(*kernel, "the kernel")?,
                     initrd: initrd.map(|fd| take(fd, "the initrd")).transpose()?,
+                }),
+            },
+            restore: match &config.restore {
+                None => None,
+                Some(restore) => Some(RestoreFiles {
+                    state: take(restore.state, "the snapshot's state")?,
+                    memory: restore
+                        .memory
+                        .iter()
+                        .map(|fd| take(*fd, "the snapshot's memory"))
+                        .collect::<Result<_, _>>()?,
                 }),
             },
             disks: config

@@ -7,7 +7,7 @@
 //!                └── Reset ──┘   the same devices and memory, everything else new
 //! ```
 
-mod answers;
+pub(crate) mod answers;
 mod parts;
 
 use std::{
@@ -30,7 +30,7 @@ use ec2vmm_vmm_api::{
     Event, Exit, Failure, FailureKind, MachineConfig,
     control::{Booted, Metrics, State},
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -49,10 +49,11 @@ use crate::{
     report::Report,
     slots::{self, SlotId, Slots},
     smbios,
+    snapshot::{Snapshot, Tracking},
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
     watch::{self, Judgement, Watch},
-    x86_64::{acpi, boot::Entry, layout, registers, reset_vector},
+    x86_64::{acpi, boot::Entry, layout, registers, reset_vector, state::CpuidEntry},
 };
 
 /// A machine, powered on or not.
@@ -62,6 +63,14 @@ pub struct Machine {
     pub(crate) kvm: Kvm,
     pub(crate) memory: Arc<Memory>,
     pub(crate) boot: BootSource,
+    /// To go on from, once.
+    pub(crate) snapshot: Option<Snapshot>,
+    /// Guest memory is mapped from a snapshot's file.
+    pub(crate) mapped: bool,
+    /// What has changed since a snapshot, if that is of interest.
+    pub(crate) tracking: Option<Tracking>,
+    /// The VM generation id.
+    pub(crate) generation: [u8; 16],
     pub(crate) slots: Slots,
     pub(crate) console: Console,
     /// Keeps its time through reboots.
@@ -83,15 +92,23 @@ pub struct Machine {
     pub(crate) booted: Booted,
 }
 
+/// A VM with memory and devices, before its vCPUs.
+pub(crate) struct Made {
+    pub(crate) vm: Vm,
+    routes: Arc<InterruptRoutes>,
+    pub(crate) bus: Arc<Bus>,
+}
+
 /// What exists while the machine has power.
-struct Run {
-    vcpus: Vec<Vcpu>,
+pub(crate) struct Run {
+    pub(crate) vcpus: Vec<Vcpu>,
     watch: Watch,
     gate: Arc<Gate>,
-    bus: Arc<Bus>,
+    pub(crate) bus: Arc<Bus>,
     routes: Arc<InterruptRoutes>,
-    /// Kept while the vCPUs run.
-    vm: Vm,
+    pub(crate) vm: Vm,
+    /// What CPUID has told each vCPU, if that is another host's.
+    pub(crate) promised: Option<Vec<Vec<CpuidEntry>>>,
 }
 
 /// Why the machine is no longer served.
@@ -102,7 +119,7 @@ pub(crate) enum End {
 }
 
 /// It is too late for what was asked.
-struct Ending;
+pub(crate) struct Ending;
 
 impl End {
     fn failed(kind: FailureKind, message: String, hint: Option<&str>) -> Self {
@@ -132,7 +149,7 @@ impl Machine {
         exit
     }
 
-    fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
+    pub(crate) fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
         let line = self.report.tell(event);
         if let Some(control) = &mut self.control {
             control.publish(line);
@@ -157,7 +174,11 @@ impl Machine {
             self.unplug_leaving();
             self.console.reset();
             self.rtc.lock().unwrap_or_else(PoisonError::into_inner).reset();
-            memory::clear(&self.memory)?;
+            if std::mem::take(&mut self.mapped) {
+                memory::forget_file(&self.memory)?;
+            } else {
+                memory::clear(&self.memory)?;
+            }
         }
     }
 
@@ -180,26 +201,49 @@ impl Machine {
         watch().map_err(|source: io::Error| MachineError::System { what: "waiting for events", source })
     }
 
-    /// Reads the kernel, makes a new VM around memory and devices, and lets its vCPUs run.
+    /// Reads the kernel, makes a new VM around memory and devices, and lets its vCPUs run; or goes on from a
+    /// snapshot.
     fn power_on(&mut self) -> Result<Run, MachineError> {
+        if let Some(snapshot) = self.snapshot.take() {
+            return self.go_on_from(snapshot);
+        }
         let (entry, booted) = self.boot.load(&self.memory, self.config.memory_mib, acpi::RSDP)?;
         self.tell(|us| Event::Loaded { us, booted: booted.clone() });
         self.booted = booted;
         self.write_tables(&entry)?;
 
+        let made = self.make_vm()?;
+        if let Some(tracking) = &self.tracking {
+            tracking.start_over(&self.memory, &made.vm)?;
+        }
+        let cpus = self.config.cpus;
+        let vcpus = (0..cpus)
+            .map(|index| Vcpu::create(&made.vm, index, cpus, &entry))
+            .collect::<Result<Vec<_>, KvmError>>()?;
+        self.start(made, vcpus, None)
+    }
+
+    /// A VM with this memory and these devices, and no vCPU.
+    pub(crate) fn make_vm(&mut self) -> Result<Made, MachineError> {
         let vm = Vm::new(&self.kvm, Arc::clone(&self.memory))?;
         let routes = Arc::new(InterruptRoutes::new(Arc::clone(vm.fd())));
         let bus = Arc::new(self.wire(&vm, &routes)?);
-        let cpus = self.config.cpus;
-        let vcpus = (0..cpus)
-            .map(|index| Vcpu::create(&vm, index, cpus, &entry))
-            .collect::<Result<Vec<_>, KvmError>>()?;
+        Ok(Made { vm, routes, bus })
+    }
 
+    /// Lets the vCPUs run.
+    pub(crate) fn start(
+        &mut self,
+        made: Made,
+        vcpus: Vec<VcpuFd>,
+        promised: Option<Vec<Vec<CpuidEntry>>>,
+    ) -> Result<Run, MachineError> {
         self.state = State::Running;
         self.tell(|us| Event::Running { us });
+        let Made { vm, routes, bus } = made;
         let after = Duration::from_secs(self.config.stuck_after_s.into());
         let watch = Watch::new(vcpus.len(), after);
-        let mut run = Run { vcpus: Vec::new(), watch, gate: Arc::default(), bus, routes, vm };
+        let mut run = Run { vcpus: Vec::new(), watch, gate: Arc::default(), bus, routes, vm, promised };
         for (index, vcpu) in (0..).zip(vcpus) {
             let (bus, counters) = (Arc::clone(&run.bus), Arc::clone(&self.counters));
             match Vcpu::start(vcpu, index, bus, &run.gate, self.mailbox.sender(), counters) {
@@ -223,6 +267,7 @@ impl Machine {
         self.memory
             .write_slice(&acpi, GuestAddress(layout::ACPI_TABLES.start))
             .map_err(MachineError::Tables)?;
+        acpi::generation::write(self.generation, &self.memory).map_err(MachineError::Tables)?;
         self.memory.write_slice(&smbios, GuestAddress(layout::SMBIOS.start)).map_err(MachineError::Tables)?;
         reset_vector::write(&self.memory).map_err(MachineError::Tables)?;
         registers::write_tables(entry, &self.memory).map_err(MachineError::Tables)
@@ -350,7 +395,7 @@ impl Machine {
         }
     }
 
-    fn heed(&mut self, notice: Notice) {
+    pub(crate) fn heed(&mut self, notice: Notice) {
         match notice {
             Notice::Activate { slot: id, features, queues } => {
                 if let Some(slot) = self.slots.get_mut(id) {
@@ -387,7 +432,7 @@ impl Machine {
     ///
     /// # Errors
     /// The guest has ended or asked for a reset just before: that is the next to happen, and no pause.
-    fn pause(&mut self, run: &Run) -> Result<(), Ending> {
+    pub(crate) fn pause(&mut self, run: &Run) -> Result<(), Ending> {
         if self.state == State::Paused {
             return Ok(());
         }
@@ -408,7 +453,7 @@ impl Machine {
     }
 
     /// Lets the guest go on where it was held. Done at once if it runs.
-    fn resume(&mut self, run: &Run) {
+    pub(crate) fn resume(&mut self, run: &Run) {
         if self.state != State::Paused {
             return;
         }

@@ -4,7 +4,10 @@ use std::os::fd::OwnedFd;
 
 use ec2vmm_devices::virtio::block::{Block, Options};
 use ec2vmm_image as image;
-use ec2vmm_vmm_api::config::{Format, QUEUES_USUAL_MAX, RateLimit};
+use ec2vmm_vmm_api::{
+    config::{self, Format, RateLimit},
+    control::NetLimits,
+};
 use rustix::fs::{FileType, OFlags};
 
 use crate::{
@@ -30,22 +33,9 @@ pub struct DiskSpec {
     pub rate_limit: RateLimit,
 }
 
-/// What a network interface is besides its tap.
-#[derive(Clone, Copy, Debug)]
-pub struct NetSpec {
-    /// Its hardware address.
-    pub mac: [u8; 6],
-    /// What the guest is told is the largest packet, bytes.
-    pub mtu: Option<u16>,
-    /// Limits frames to the guest.
-    pub receive_limit: RateLimit,
-    /// Limits frames from the guest.
-    pub transmit_limit: RateLimit,
-}
-
 /// How many queues a disk has where nothing is said.
-pub fn usual_queues(cpus: u8) -> u16 {
-    QUEUES_USUAL_MAX.min(cpus.into())
+pub fn queues_usual(cpus: u8) -> u16 {
+    config::QUEUES_USUAL_MAX.min(cpus.into())
 }
 
 /// Why a descriptor is not one for a disk's file.
@@ -110,25 +100,31 @@ fn format_of(format: Format) -> image::Format {
 /// # Errors
 /// The serial number is too long, or the host is out of descriptors.
 pub fn disk(name: String, pci_device: u8, spec: DiskSpec, open: OpenDisk) -> Result<Slot, MachineError> {
-    let OpenDisk { disk, backend, raw } = open;
+    let OpenDisk { disk, backend, raw, layers } = open;
     let DiskSpec { serial, access, boots, queues, rate_limit } = spec;
     let read_only = access == Access::ReadOnly;
     let options = Options { serial: serial.clone(), read_only, queues };
     let limiter = limiter(rate_limit).map_err(MachineError::system("making a timer"))?;
     let device =
         Block::new(backend, &options, limiter).map_err(|error| MachineError::Config(error.to_string()))?;
-    let part = Part::Disk(DiskPart { disk, serial, raw, boots });
+    let part = Part::Disk(DiskPart { disk, serial, raw, layers, read_only, boots, rate_limit });
     Slot::new(name, pci_device, part, Box::new(device)).map_err(MachineError::system("making a doorbell"))
 }
 
-/// A network interface on the queues of a tap, for the place `pci_device`.
+/// A network interface on a tap, open once for each pair of queues, for the place `pci_device`.
 ///
 /// # Errors
 /// It is no tap, or not one made as is needed; or the host is out of descriptors.
-pub fn net(name: String, pci_device: u8, spec: NetSpec, taps: Vec<OwnedFd>) -> Result<Slot, MachineError> {
-    let mac = spec.mac;
-    let device = net::device(taps, spec).map_err(MachineError::system("making a network device"))?;
-    Slot::new(name, pci_device, Part::Net { mac }, device).map_err(MachineError::system("making a doorbell"))
+pub fn net(
+    name: String,
+    pci_device: u8,
+    taps: Vec<OwnedFd>,
+    config: &config::Net,
+) -> Result<Slot, MachineError> {
+    let device = net::device(taps, config).map_err(MachineError::system("making a network device"))?;
+    let limits = NetLimits { receive: config.receive_limit, transmit: config.transmit_limit };
+    let part = Part::Net { mac: config.mac, limits };
+    Slot::new(name, pci_device, part, device).map_err(MachineError::system("making a doorbell"))
 }
 
 #[cfg(test)]

@@ -181,6 +181,7 @@ fn cut(event: &mut Event, limit: usize) {
             failure.hint.iter_mut().for_each(shorten);
         }
         Event::Running { .. }
+        | Event::Restored { .. }
         | Event::Reset { .. }
         | Event::Paused { .. }
         | Event::Resumed { .. }

@@ -16,10 +16,17 @@ use std::{
 
 use ec2vmm_devices::{
     pci::Link,
-    virtio::{CommandError, DeviceAnswer, DeviceCommand, GuestFault, VirtQueue, VirtioDevice, Wake},
+    state::BadState,
+    virtio::{
+        CommandError, DeviceAnswer, DeviceCommand, DeviceState, GuestFault, Interrupt, VirtQueue,
+        VirtioDevice, Wake,
+    },
 };
-use ec2vmm_image::Disk;
-use ec2vmm_vmm_api::config;
+use ec2vmm_image::{Disk, Layer};
+use ec2vmm_vmm_api::{
+    config::{self, RateLimit},
+    control::NetLimits,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// All of them.
@@ -91,6 +98,8 @@ pub enum Part {
     Net {
         /// Its hardware address.
         mac: [u8; 6],
+        /// What may pass.
+        limits: NetLimits,
     },
     /// One that stays.
     Fixed,
@@ -104,8 +113,14 @@ pub struct DiskPart {
     pub serial: String,
     /// The file of a disk that is one raw file: its length may be another than the disk's.
     pub raw: Option<File>,
+    /// Its files, the top one first, to look at.
+    pub layers: Vec<Layer>,
+    /// Whether the guest cannot write.
+    pub read_only: bool,
     /// The kernel is read from it at each start.
     pub boots: bool,
+    /// What may pass.
+    pub rate_limit: RateLimit,
 }
 
 /// A device and its doorbells.
@@ -208,6 +223,31 @@ impl Slot {
         }
     }
 
+    /// Brings all that the guest has written into the file behind the device. The device is held.
+    ///
+    /// # Errors
+    /// It is not all there.
+    pub fn write_back(&mut self) -> io::Result<()> {
+        self.device.write_back()
+    }
+
+    /// What the device remembers of a snapshot, once its driver is ready.
+    ///
+    /// # Errors
+    /// It cannot be so here.
+    pub fn restore(&mut self, saved: &DeviceState) -> Result<(), BadState> {
+        self.device.restore(saved)
+    }
+
+    /// Raises every interrupt that the device may have raised and the driver not have heard of.
+    pub fn interrupt_all(&self) {
+        if let Some(link) = self.link.as_ref().filter(|_| self.active) {
+            for queue in (0..).take(self.kicks.len()) {
+                link.used(queue);
+            }
+        }
+    }
+
     /// As born, because the driver asked or because the machine is reset.
     pub fn reset(&mut self) {
         self.device.reset();
@@ -282,7 +322,9 @@ mod tests {
         },
     };
 
-    use ec2vmm_devices::virtio::{ConfigSpace, GuestFault, Identity, VirtQueue, VirtioDevice, Wake};
+    use ec2vmm_devices::virtio::{
+        ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake,
+    };
 
     use super::{Part, Slot, Slots};
 
@@ -308,6 +350,10 @@ mod tests {
         }
 
         fn reset(&mut self) {}
+
+        fn positions(&self) -> Vec<Position> {
+            Vec::new()
+        }
     }
 
     /// Counts what is logged of the device of this test.

@@ -10,8 +10,8 @@ use std::{
 use ec2vmm_devices::{Memory, pci::MsiMessage};
 use kvm_bindings::{
     CpuId, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
-    kvm_irq_routing_msi, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -42,7 +42,7 @@ pub struct Vm {
     fd: Arc<VmFd>,
     supported_cpuid: CpuId,
     // Last, and so dropped last: KVM holds the address of the mapping.
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
 }
 
 impl Vm {
@@ -55,7 +55,7 @@ impl Vm {
         let fd = kvm.create_vm().map_err(KvmError::of("making a VM"))?;
         // Before the interrupt controllers: KVM waits for readers of its tables at each of these calls,
         // and after the few that it waits for at once, each wait takes a tick of the host's clock.
-        register_memory(&fd, &memory)?;
+        register_memory(&fd, &memory, 0)?;
         #[allow(clippy::cast_possible_truncation, reason = "below 4 GiB")]
         fd.set_tss_address(layout::KVM_TSS as usize).map_err(KvmError::of("placing the TSS"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -64,7 +64,7 @@ impl Vm {
         let supported_cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::of("reading the supported CPUID"))?;
-        Ok(Self { fd: Arc::new(fd), supported_cpuid, _memory: memory })
+        Ok(Self { fd: Arc::new(fd), supported_cpuid, memory })
     }
 
     /// The VM, for interrupts and doorbells.
@@ -75,6 +75,23 @@ impl Vm {
     /// What KVM can tell guests of this host's processors.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.supported_cpuid
+    }
+
+    /// Notes which pages the guest writes from now on, or does not any more. The vCPUs do not run.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn log_dirty(&self, on: bool) -> Result<(), KvmError> {
+        register_memory(&self.fd, &self.memory, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
+    }
+
+    /// The pages of a region of memory that the guest has written since the last call, a bit each.
+    ///
+    /// # Errors
+    /// They are not noted, or KVM refused.
+    pub fn take_dirty(&self, region: u32, len: u64) -> Result<Vec<u64>, KvmError> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        self.fd.get_dirty_log(region, len).map_err(KvmError::of("reading which pages have changed"))
     }
 
     /// A new vCPU whose APIC id is `index`.
@@ -108,14 +125,15 @@ fn check_capabilities(kvm: &Kvm) -> Result<(), KvmError> {
     Ok(())
 }
 
-fn register_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
+/// At first, or with other flags.
+fn register_memory(vm: &VmFd, memory: &Memory, flags: u32) -> Result<(), KvmError> {
     for (slot, region) in (0_u32..).zip(memory.iter()) {
         let region = kvm_userspace_memory_region {
             slot,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
-            flags: 0,
+            flags,
         };
         // SAFETY: the mapping is `region.memory_size` bytes long, nothing else of this process lies
         // in it, and `Vm` keeps it for as long as the VM lives.

@@ -1,7 +1,7 @@
 //! From a plan to a running machine process: everything is opened here, in the order in which people
 //! would want to hear that it cannot be. What is opened closes again on every error.
 
-use std::{ffi::OsStr, os::fd::OwnedFd, time::Instant};
+use std::{ffi::OsStr, os::fd::OwnedFd, path::PathBuf, time::Instant};
 
 use ec2vmm_host::{
     capacity, disks, files,
@@ -40,7 +40,10 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
     if !plan.emulated_kvm {
         capacity::check_hardware_virtualization()?;
     }
-    capacity::check_memory(plan.size.memory_mib)?;
+    // Huge pages are not among the available memory; the machine process finds out.
+    if !plan.huge_pages {
+        capacity::check_memory(plan.size.memory_mib)?;
+    }
     let host_cpus = capacity::cpus();
     if usize::from(plan.size.cpus) > host_cpus {
         notes.push(format!("{} vCPUs share the {host_cpus} processors of this host", plan.size.cpus));
@@ -64,7 +67,9 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
         identity: identity(&plan.size.product),
         cpus: plan.size.cpus,
         memory_mib: plan.size.memory_mib,
+        huge_pages: plan.huge_pages,
         boot,
+        restore: open_snapshots(&plan.restore)?,
         disks,
         nets,
         balloon: plan.balloon,
@@ -98,6 +103,15 @@ fn open_boot(boot: &Boot) -> Result<machine::Boot, Error> {
             cmdline: cmdline.clone(),
         },
     })
+}
+
+/// The state of the last, and the memory of all.
+fn open_snapshots(folders: &[PathBuf]) -> Result<Option<machine::Restore>, Error> {
+    let Some(last) = folders.last() else { return Ok(None) };
+    let state = files::open(&last.join("state"))?;
+    let memory =
+        folders.iter().map(|folder| files::open(&folder.join("memory"))).collect::<Result<_, _>>()?;
+    Ok(Some(machine::Restore { state, memory }))
 }
 
 fn open_taps(plan: &Plan, notes: &mut Vec<String>) -> Result<Vec<Net>, Error> {

@@ -25,6 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) size: Size,
+    pub(crate) huge_pages: bool,
     pub(crate) boot: Boot,
     /// The image first, if there is one.
     pub(crate) disks: Vec<Wanted>,
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) entropy: Entropy,
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    /// Snapshots to go on from, the full one first.
+    pub(crate) restore: Vec<PathBuf>,
     pub(crate) console: Console,
     /// Events go to standard output.
     pub(crate) events: bool,
@@ -103,6 +106,7 @@ impl Plan {
         let nets = args.net.iter().map(|net| cable(net, size.cpus)).collect();
         Ok(Self {
             size,
+            huge_pages: args.huge_pages,
             boot: boot(args),
             disks,
             seed,
@@ -113,6 +117,7 @@ impl Plan {
             },
             vsock: args.vsock.clone(),
             control: args.control_socket.clone(),
+            restore: args.restore.clone(),
             console: match (&args.console, args.json) {
                 (Some(path), _) => Console::File(path.clone()),
                 (None, true) => Console::Stderr,

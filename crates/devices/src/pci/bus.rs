@@ -4,14 +4,16 @@
 //! function is held while it is called, and may then be followed by the table, never the other way.
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use super::{
-    PciFunction,
+    FunctionState, PciFunction,
     registers::{Ids, Registers},
 };
+use crate::state::BadState;
 
 /// Slots of the bus. Slot 0 is the host bridge's.
 pub const SLOTS: u8 = 32;
@@ -50,6 +52,16 @@ pub enum InsertError {
     /// There is no such slot.
     #[error("PCI slot {0} is not one of 0 to 31")]
     NoSuchSlot(u8),
+}
+
+/// A function cannot be as it was saved.
+#[derive(Debug, thiserror::Error)]
+#[error("the device in PCI slot {slot}")]
+pub struct RestoreError {
+    /// Its slot.
+    pub slot: u8,
+    /// What does not fit.
+    pub source: BadState,
 }
 
 impl PciBus {
@@ -133,6 +145,35 @@ impl PciBus {
                 self.moved(slot, &shared, function.region());
             }
         }
+    }
+
+    /// Every function for a snapshot, by slot.
+    pub fn save(&self) -> BTreeMap<u8, FunctionState> {
+        (0..SLOTS).filter_map(|slot| Some((slot, lock(&self.function(slot)?).save()))).collect()
+    }
+
+    /// Every function as it was saved.
+    ///
+    /// # Errors
+    /// The first slot whose function cannot be restored, or is not there, or was not.
+    pub fn restore(&self, saved: &BTreeMap<u8, FunctionState>) -> Result<(), RestoreError> {
+        if let Some(&slot) = saved.keys().find(|slot| **slot >= SLOTS) {
+            return Err(RestoreError { slot, source: BadState("there is no such slot") });
+        }
+        for slot in 0..SLOTS {
+            let bad = |source| RestoreError { slot, source };
+            match (self.function(slot), saved.get(&slot)) {
+                (None, None) => {}
+                (Some(_), None) => return Err(bad(BadState("there is a device, and there was none"))),
+                (None, Some(_)) => return Err(bad(BadState("there was a device, and there is none"))),
+                (Some(shared), Some(saved)) => {
+                    let mut function = lock(&shared);
+                    function.restore(saved).map_err(bad)?;
+                    self.moved(slot, &shared, function.region());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The function in a slot.
@@ -229,6 +270,14 @@ impl PciFunction for HostBridge {
     fn reset(&mut self) {
         let Self { registers } = self;
         registers.reset();
+    }
+
+    fn save(&self) -> FunctionState {
+        FunctionState { registers: self.registers.save(), virtio: None }
+    }
+
+    fn restore(&mut self, saved: &FunctionState) -> Result<(), BadState> {
+        self.registers.restore(&saved.registers)
     }
 }
 

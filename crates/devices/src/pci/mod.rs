@@ -14,6 +14,10 @@ pub use virtio::{Link, VirtioFunction, Wiring};
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
+use crate::state::{BadState, Hex};
+
 /// One function of one device.
 ///
 /// No access may panic, whatever its offset or length: a guest chooses both.
@@ -30,4 +34,21 @@ pub trait PciFunction: Send {
     fn mmio_write(&mut self, offset: u64, data: &[u8]);
     /// As born.
     fn reset(&mut self);
+    /// What it has to remember in a snapshot.
+    fn save(&self) -> FunctionState;
+    /// From as born to as it was saved.
+    ///
+    /// # Errors
+    /// The state is not one that this function can be in. What it is in then is of no use.
+    fn restore(&mut self, saved: &FunctionState) -> Result<(), BadState>;
+}
+
+/// A function in a snapshot.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FunctionState {
+    /// Configuration space, 256 bytes.
+    pub registers: Hex,
+    /// Of a virtio function.
+    #[serde(default)]
+    pub virtio: Option<virtio::Saved>,
 }

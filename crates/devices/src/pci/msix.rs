@@ -14,7 +14,10 @@
 
 use std::{io, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::state::{BadState, Hex};
 
 /// What a message-signalled interrupt writes, and where to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,6 +33,15 @@ pub struct MsiMessage {
 pub struct MsixTable {
     eventfds: Arc<[EventFd]>,
     state: State,
+}
+
+/// The table in a snapshot. Whether it is on is in configuration space.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Saved {
+    /// 16 bytes a vector.
+    table: Hex,
+    /// Vectors that had fired and could not be sent.
+    pending: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -148,6 +160,27 @@ impl MsixTable {
         result
     }
 
+    /// For a snapshot.
+    pub fn save(&self) -> Saved {
+        let pending = (0u16..).take(self.eventfds.len()).filter(|&vector| self.pending(vector.into()));
+        Saved { table: Hex(self.state.table.clone()), pending: pending.collect() }
+    }
+
+    /// The table as it was; what was pending has fired. [`Self::set_control`] and [`Self::apply`] follow.
+    ///
+    /// # Errors
+    /// It is of another number of vectors.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), BadState> {
+        if saved.table.0.len() != self.state.table.len() {
+            return Err(BadState("it has another number of interrupt vectors"));
+        }
+        self.write(0, &saved.table.0);
+        for &vector in &saved.pending {
+            fire(self.eventfds.get(usize::from(vector)).ok_or(BadState("a vector that is not there fired"))?);
+        }
+        Ok(())
+    }
+
     fn pending(&self, vector: usize) -> bool {
         let Some((eventfd, None)) = self.eventfds.get(vector).zip(self.state.sent.get(vector)) else {
             return false;
@@ -219,5 +252,7 @@ const CONTROL_SIZE: u16 = 0x7ff;
 const CONTROL_MASK: u16 = 1 << 14;
 const CONTROL_ENABLE: u16 = 1 << 15;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

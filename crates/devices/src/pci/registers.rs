@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use crate::state::{BadState, Hex};
+
 /// What a function says it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Ids {
@@ -134,6 +136,28 @@ impl Registers {
         *bytes = *born;
     }
 
+    /// What the guest reads.
+    pub fn save(&self) -> Hex {
+        Hex(self.bytes.to_vec())
+    }
+
+    /// What the guest has read and set before.
+    ///
+    /// # Errors
+    /// What it read is not what this function says of itself.
+    pub fn restore(&mut self, saved: &Hex) -> Result<(), BadState> {
+        let differs = BadState("its configuration space is another device's");
+        let saved: &[u8; LEN] = saved.0.as_slice().try_into().map_err(|_| differs)?;
+        let fixed = |bytes: &[u8; LEN]| -> Vec<u8> {
+            bytes.iter().zip(&self.writable).map(|(byte, writable)| byte & !writable).collect()
+        };
+        if fixed(saved) != fixed(&self.born) {
+            return Err(differs);
+        }
+        self.bytes = *saved;
+        Ok(())
+    }
+
     /// Sets bytes of a space that is being made.
     fn put(&mut self, offset: u16, data: &[u8]) {
         for ((byte, born), new) in self.bytes.iter_mut().zip(&mut self.born).skip(offset.into()).zip(data) {
@@ -173,6 +197,9 @@ const COMMAND_MASTER: u16 = 1 << 2;
 const COMMAND_QUIET: u16 = 1 << 10;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 const BAR_64_BIT: u64 = 0b100;
+
+#[cfg(test)]
+mod properties;
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryReg
 
 use super::{
     Again, BalloonState, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity,
-    VirtQueue, VirtioDevice, Wake, queue::Chain,
+    Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
 };
 use crate::{Memory, time::Clock};
 
@@ -371,6 +371,12 @@ impl<R: Reclaim> VirtioDevice for Balloon<R> {
         config.update(|config| put(config, ACTUAL, 0));
         statistics_wanted.set(false);
         again.clear();
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        let State { queues, statistics_head, .. } = &self.state;
+        let held = |role| u16::from(role == Role::Statistics && statistics_head.is_some());
+        queues.iter().map(|(role, queue)| queue.position(held(*role))).collect()
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

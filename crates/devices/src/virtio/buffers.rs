@@ -5,10 +5,10 @@
 
 use std::{fmt, sync::Arc};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, bitmap::Bitmap};
 
-use super::queue::Chain;
-use crate::Memory;
+use super::queue::{Chain, DESCRIPTORS_MAX};
+use crate::{Memory, Slice};
 
 /// An ordered list of pieces of guest memory.
 pub struct Buffers {
@@ -36,10 +36,6 @@ pub enum BadChain {
     #[error("more than {DESCRIPTORS_MAX} descriptors")]
     TooLong,
 }
-
-/// The most descriptors of one chain that are looked at: what the longest queue can hold. A chain
-/// in an indirect table could be sixty times as long, for the price of one descriptor.
-pub const DESCRIPTORS_MAX: usize = 1024;
 
 impl Buffers {
     /// No buffers, of this memory.
@@ -161,7 +157,7 @@ impl Buffers {
     }
 
     /// The pieces in order.
-    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
+    pub fn slices(&self) -> impl Iterator<Item = Slice<'_>> {
         self.segments.iter().filter_map(|segment| {
             // Checked by `push`, and the regions of a memory never change: it cannot fail.
             self.memory.get_slice(segment.address, segment.len).ok()
@@ -189,8 +185,21 @@ impl Buffers {
         done
     }
 
+    /// The kernel has written, or is about to write, the first `len` bytes of them by itself.
+    pub fn mark_written(&self, len: u64) {
+        let mut left = len;
+        for slice in self.slices() {
+            let here = left.min(slice.len() as u64);
+            if here == 0 {
+                break;
+            }
+            slice.bitmap().mark_dirty(0, usize::try_from(here).unwrap_or(slice.len()));
+            left -= here;
+        }
+    }
+
     /// The pieces from byte `offset` on.
-    pub fn slices_from(&self, offset: u64) -> impl Iterator<Item = VolatileSlice<'_>> {
+    pub fn slices_from(&self, offset: u64) -> impl Iterator<Item = Slice<'_>> {
         let mut skip = offset;
         self.slices().filter_map(move |slice| {
             let here = skip.min(slice.len() as u64);

@@ -3,6 +3,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::state::BadState;
+
 /// The configuration's bytes and their generation. Taken for moments only, never on the data path.
 #[derive(Debug)]
 pub struct ConfigSpace {
@@ -53,6 +55,17 @@ impl ConfigSpace {
         let mut inner = self.lock();
         change(&mut inner.bytes);
         inner.generation = inner.generation.wrapping_add(1);
+    }
+
+    /// As in a snapshot, which may be of a time when there was less of it.
+    ///
+    /// # Errors
+    /// There was more of it.
+    pub fn restore(&self, saved: &[u8]) -> Result<(), BadState> {
+        let mut inner = self.lock();
+        let bytes = inner.bytes.get_mut(..saved.len()).ok_or(BadState("it had more of a configuration"))?;
+        bytes.copy_from_slice(saved);
+        Ok(())
     }
 
     /// A copy of the bytes, for the device.

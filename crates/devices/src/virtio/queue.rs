@@ -5,14 +5,59 @@ use std::sync::{
     atomic::{Ordering, fence},
 };
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, desc::split::Descriptor};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::Memory;
 
-/// A chain of descriptors: iterate it, or take its `readable()`, `writable()`, `reader()`, `writer()`.
-pub type Chain = DescriptorChain<Arc<Memory>>;
+/// A chain of descriptors: iterate it, or those of its descriptors that are [readable](Self::readable) or
+/// [writable](Self::writable).
+///
+/// Invariant: it ends, after one descriptor more than [`DESCRIPTORS_MAX`] at most, whether anybody looks
+/// at them or not. A chain in an indirect table could be sixty times as long, for the price of one
+/// descriptor, and the loop could not leave it before its end.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    descriptors: DescriptorChain<Arc<Memory>>,
+    left: usize,
+}
+
+/// The most descriptors of one chain that a device serves: what the longest queue can hold. One that has
+/// more yields one more, by which a device can tell.
+pub const DESCRIPTORS_MAX: usize = 1024;
+
+impl Chain {
+    /// The number of its first descriptor, to give it back by.
+    pub fn head_index(&self) -> u16 {
+        self.descriptors.head_index()
+    }
+
+    /// Guest memory, in which its buffers are said to lie.
+    pub fn memory(&self) -> &Memory {
+        self.descriptors.memory()
+    }
+
+    /// The descriptors of what the device may read.
+    pub fn readable(self) -> impl Iterator<Item = Descriptor> {
+        self.filter(|descriptor| !descriptor.is_write_only())
+    }
+
+    /// The descriptors of what the device may write.
+    pub fn writable(self) -> impl Iterator<Item = Descriptor> {
+        self.filter(Descriptor::is_write_only)
+    }
+}
+
+impl Iterator for Chain {
+    type Item = Descriptor;
+
+    fn next(&mut self) -> Option<Descriptor> {
+        self.left = self.left.checked_sub(1)?;
+        self.descriptors.next()
+    }
+}
 
 /// How the device gets the driver's attention. Called on the event loop's thread; never blocks.
 pub trait Interrupt: Send + Sync {
@@ -36,6 +81,15 @@ pub enum GuestFault {
     /// What a chain holds makes no sense to the device.
     #[error("{0}")]
     Request(&'static str),
+}
+
+/// Where a device stands in a queue: what it takes and gives next, modulo 2^16.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Position {
+    /// Index into the available ring.
+    pub next_available: u16,
+    /// Index into the used ring.
+    pub next_used: u16,
 }
 
 /// One virtqueue, from the driver's DRIVER_OK to its reset.
@@ -79,6 +133,14 @@ impl VirtQueue {
         &self.interrupt
     }
 
+    /// Where the device stands, if the last `held` chains that it has taken were put back.
+    pub fn position(&self, held: u16) -> Position {
+        Position {
+            next_available: self.queue.next_avail().wrapping_sub(held),
+            next_used: self.queue.next_used(),
+        }
+    }
+
     /// The next chain, or none. A queue that is not ready has none.
     ///
     /// # Errors
@@ -89,7 +151,7 @@ impl VirtQueue {
         }
         let index = self.index;
         let mut chains = self.queue.iter(Arc::clone(&self.memory)).map_err(|source| fault(index, source))?;
-        Ok(chains.next())
+        Ok(chains.next().map(|descriptors| Chain { descriptors, left: DESCRIPTORS_MAX + 1 }))
     }
 
     /// Put the chain that was popped last back, to be popped again.
@@ -192,11 +254,14 @@ fn fault(queue: u16, source: virtio_queue::Error) -> GuestFault {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use virtio_queue::QueueT;
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::VirtQueue;
+    use super::{DESCRIPTORS_MAX, VirtQueue};
     use crate::virtio::{Interrupt, testing::Guest};
 
     fn queue(guest: &mut Guest, event_idx: bool, at: u16) -> VirtQueue {
@@ -217,6 +282,27 @@ mod tests {
         queue.complete_together(&[(0, 1), (1, 2)]).unwrap();
         assert_eq!(guest.ring(0).used(), [(0, 1), (1, 2)], "around the end of the ring");
         assert!(queue.complete_together(&[(0, 1), (4, 2)]).is_err());
+    }
+
+    /// A table of one descriptor that follows itself, said to be as long as a table can be.
+    #[test]
+    fn a_chain_that_follows_itself_ends_for_whoever_looks_for_the_other_kind() {
+        const NEXT: u16 = 1;
+        const WRITABLE: u16 = 2;
+        const INDIRECT: u16 = 4;
+        for (flags, readable, writable) in
+            [(NEXT, DESCRIPTORS_MAX + 1, 0), (NEXT | WRITABLE, 0, DESCRIPTORS_MAX + 1)]
+        {
+            let mut guest = Guest::new(&[4, 4]);
+            let table = guest.ring(1).descriptors;
+            guest.ring(1).write_descriptor(0, 0x1000, 1, flags, 0);
+            guest.ring(0).write_descriptor(0, table, 16 * 0xffff, INDIRECT, 0);
+            guest.ring(0).make_available(0);
+            let chain = queue(&mut guest, false, 0).pop().unwrap().unwrap();
+            assert_eq!(chain.clone().readable().count(), readable);
+            assert_eq!(chain.clone().writable().count(), writable);
+            assert_eq!(chain.count(), DESCRIPTORS_MAX + 1);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use vm_memory::{Address, Bytes};
 
 use super::{
-    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, VirtQueue,
+    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, Position, VirtQueue,
     VirtioDevice, Wake, queue::Chain,
 };
 use crate::rate_limit::RateLimiter;
@@ -120,6 +120,10 @@ impl<E: Entropy> VirtioDevice for Rng<E> {
         let Self { source: _, limiter: _, again, queue } = self;
         again.clear();
         *queue = None;
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        self.queue.iter().map(|queue| queue.position(0)).collect()
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -33,7 +33,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Interrupt, VirtQueue};
+use super::{Interrupt, Position, VirtQueue};
 use crate::{
     Memory,
     time::{Clock, Timer},
@@ -76,6 +76,17 @@ impl Guest {
     /// All queues, ready, as the transport hands them to a device.
     pub fn queues(&self) -> Vec<VirtQueue> {
         (0u16..).zip(&self.rings).map(|(index, ring)| self.wrap(index, ring.queue())).collect()
+    }
+
+    /// All queues, ready, as after a snapshot that was taken there.
+    pub fn queues_at(&self, positions: &[Position]) -> Vec<VirtQueue> {
+        let queue = |((index, ring), position): ((u16, &Ring), &Position)| {
+            let mut queue = ring.queue();
+            queue.set_next_avail(position.next_available);
+            queue.set_next_used(position.next_used);
+            self.wrap(index, queue)
+        };
+        (0u16..).zip(&self.rings).zip(positions).map(queue).collect()
     }
 
     /// The queues of these numbers ready, the others not.

@@ -8,9 +8,10 @@ use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use ec2vmm_vmm_api::{
     Event,
+    config::RateLimit,
     control::{
-        AttachDisk, AttachNet, Balloon, Disk, Disks, LAYERS_MAX, Machine, Metrics, Net, Nets, PowerAction,
-        PowerRequest, Problem, ResizeDisk, SetBalloon,
+        AttachDisk, AttachNet, Balloon, Disk, Disks, LAYERS_MAX, Machine, Metrics, Net, NetLimits, Nets,
+        PowerAction, PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
     },
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -105,6 +106,19 @@ impl Control {
         Ok(())
     }
 
+    /// Writes it into these two files, which are sent, and closed here. It stands still meanwhile, and answers
+    /// nobody: this waits for as long as it takes.
+    pub async fn snapshot(
+        &self,
+        request: &SnapshotRequest,
+        state: OwnedFd,
+        memory: OwnedFd,
+    ) -> Result<SnapshotTaken, Error> {
+        let (_, body) =
+            self.answer(Method::POST, "/machine/snapshot", json(request)?, vec![state, memory]).await?;
+        from_json(&body)
+    }
+
     /// Its disks.
     pub async fn disks(&self) -> Result<Vec<Disk>, Error> {
         self.get::<Disks>("/machine/disks").await.map(|disks| disks.disks)
@@ -125,14 +139,25 @@ impl Control {
         self.exchange(Method::PUT, &format!("/machine/disks/{id}/size"), size, Vec::new()).await
     }
 
+    /// Limits what passes of a disk.
+    pub async fn limit_disk(&self, id: &str, limit: &RateLimit) -> Result<Disk, Error> {
+        self.exchange(Method::PUT, &format!("/machine/disks/{id}/limit"), limit, Vec::new()).await
+    }
+
+    /// Limits what passes of a network interface.
+    pub async fn limit_net(&self, id: &str, limits: &NetLimits) -> Result<Net, Error> {
+        self.exchange(Method::PUT, &format!("/machine/nets/{id}/limits"), limits, Vec::new()).await
+    }
+
     /// Its network interfaces.
     pub async fn nets(&self) -> Result<Vec<Net>, Error> {
         self.get::<Nets>("/machine/nets").await.map(|nets| nets.nets)
     }
 
-    /// Gives it a network interface on this tap, which is sent, and closed here.
-    pub async fn attach_net(&self, net: &AttachNet, tap: OwnedFd) -> Result<Net, Error> {
-        self.exchange(Method::POST, "/machine/nets", net, vec![tap]).await
+    /// Gives it a network interface on this tap, open once for each pair of queues. The descriptors are sent,
+    /// and closed here.
+    pub async fn attach_net(&self, net: &AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Error> {
+        self.exchange(Method::POST, "/machine/nets", net, taps).await
     }
 
     /// Asks the guest to let go of a network interface, or takes it by force.
@@ -187,17 +212,25 @@ impl Control {
         body: Vec<u8>,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(StatusCode, Bytes), Error> {
-        let exchange = async {
-            let response = self.send(method, path, body, descriptors).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| Error::Nonsense(error.to_string()))?.to_bytes();
-            match status.is_success() {
-                true => Ok((status, body)),
-                false => Err(refused(status, &body)),
-            }
-        };
+        let exchange = self.answer(method, path, body, descriptors);
         tokio::time::timeout(ANSWER_MAX, exchange).await.map_err(|_| Error::Silent)?
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let response = self.send(method, path, body, descriptors).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| Error::Nonsense(error.to_string()))?.to_bytes();
+        match status.is_success() {
+            true => Ok((status, body)),
+            false => Err(refused(status, &body)),
+        }
     }
 
     async fn send(

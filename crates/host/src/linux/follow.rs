@@ -184,6 +184,7 @@ impl Follower {
         let us = match event {
             Event::Loaded { us, .. }
             | Event::Running { us }
+            | Event::Restored { us }
             | Event::Reset { us }
             | Event::Paused { us }
             | Event::Resumed { us }
@@ -200,7 +201,8 @@ impl Follower {
             Event::Running { .. } | Event::Reset { .. } | Event::Panicked { .. } => self.run(us),
             // Only one that runs is paused, or given devices. As to the end: the record says it too, and
             // whether the process is gone is another matter.
-            Event::Paused { .. }
+            Event::Restored { .. }
+            | Event::Paused { .. }
             | Event::Resumed { .. }
             | Event::Attached { .. }
             | Event::Detached { .. }
@@ -221,6 +223,7 @@ impl Follower {
                 }
                 Event::Loaded { .. }
                 | Event::Running { .. }
+                | Event::Restored { .. }
                 | Event::Paused { .. }
                 | Event::Resumed { .. }
                 | Event::Attached { .. }

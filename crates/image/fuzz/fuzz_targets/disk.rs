@@ -51,7 +51,7 @@ fn look(file: File) {
         assert!(inspection.boot.is_some() != inspection.boot_error.is_some());
     }
     let Ok(boot) = find_boot(&disk) else { return };
-    let _ = boot.read_kernel();
+    let _ = boot.kernel().map(|mut kernel| std::io::Read::read_to_end(&mut kernel, &mut Vec::new()));
     let mut bytes = 0;
     let read = boot.read_initrd(&mut |piece| {
         bytes += piece.len() as u64;

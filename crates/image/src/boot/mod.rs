@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::disk::Disk;
 use crate::error::ErrorKind;
-use crate::ext4::{FileHandle, FilesError};
+use crate::ext4::{FileHandle, FileReader, FilesError};
 use crate::partition::{self, TableError};
 use grub::{Place, Places};
 use volumes::{Volume, Volumes};
@@ -333,13 +333,13 @@ fn looked_where(volume: &Volume) -> String {
 }
 
 impl Boot {
-    /// The kernel file, whole: at most 128 MiB.
+    /// The kernel file, of at most 128 MiB.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn read_kernel(&self) -> Result<Vec<u8>, BootError> {
-        let read = self.kernel_file.read(KERNEL_BYTES_MAX);
-        read.map_err(|source| BootError::File { place: self.entry.kernel.clone(), source })
+    /// Its place on the disk cannot be read.
+    pub fn kernel(&self) -> Result<FileReader, BootError> {
+        let reader = self.kernel_file.reader();
+        reader.map_err(|source| BootError::File { place: self.entry.kernel.clone(), source })
     }
 
     /// Size of the initial RAM disk in bytes: at most 512 MiB, 0 if there is none.

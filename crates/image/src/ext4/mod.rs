@@ -38,6 +38,14 @@ pub(crate) struct FileHandle {
     inode: Inode,
 }
 
+/// A regular file, read from wherever it is wanted.
+pub struct FileReader {
+    files: Files,
+    size: u64,
+    runs: Vec<Run>,
+    at: u64,
+}
+
 /// Why files cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
@@ -294,9 +302,53 @@ impl FileHandle {
         Ok(bytes)
     }
 
+    /// The file, to be read from its beginning on or from elsewhere.
+    pub(crate) fn reader(&self) -> Result<FileReader, FilesError> {
+        let Inner { blocks, superblock } = &*self.files.0;
+        let runs = self.inode.runs(blocks, superblock)?;
+        Ok(FileReader { files: self.files.clone(), size: self.size, runs, at: 0 })
+    }
+
     /// Hands over the whole file, piece by piece.
     pub(crate) fn for_each(&self, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), FilesError> {
         self.files.each_piece(&self.inode, self.size, take)
+    }
+}
+
+impl io::Read for FileReader {
+    /// Reads at most to the end of the run, or of the hole, that it is in.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let blocks = &self.files.0.blocks;
+        let block = self.at / blocks.size();
+        let next = self.runs.partition_point(|run| run.first.saturating_add(run.count) <= block);
+        let (stop, place) = match self.runs.get(next) {
+            Some(run) if run.first <= block => {
+                let within = self.at - run.first * blocks.size();
+                let place = run.block.saturating_mul(blocks.size()).saturating_add(within);
+                ((run.first + run.count).saturating_mul(blocks.size()), Some(place))
+            }
+            Some(run) => (run.first.saturating_mul(blocks.size()), None),
+            None => (self.size, None),
+        };
+        let bytes = piece(buffer, self.size.min(stop).saturating_sub(self.at));
+        match place {
+            Some(place) => blocks.read_at(bytes, place)?,
+            None => bytes.fill(0),
+        }
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+}
+
+impl io::Seek for FileReader {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            io::SeekFrom::Start(at) => Some(at),
+            io::SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            io::SeekFrom::End(by) => self.size.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 

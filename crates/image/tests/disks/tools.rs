@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ec2vmm_image::{Disk, Format, Layer};
+use ec2vmm_image::{Boot, Disk, Format, Layer};
 use tempfile::TempDir;
 
 /// The first partition's first byte.
@@ -119,6 +119,12 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     line
+}
+
+pub(crate) fn whole_kernel(boot: &Boot) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    boot.kernel().unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
 }
 
 /// A file that starts like a bzImage of `release`, and is `bytes` long.

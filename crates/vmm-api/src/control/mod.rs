@@ -8,11 +8,14 @@
 //! | `PUT /machine/power` | [`PowerRequest`] | 204, at once; the guest takes its time |
 //! | `PUT /machine/pause` | | 204, once the machine stands still |
 //! | `PUT /machine/resume` | | 204; it goes on |
+//! | `POST /machine/snapshot` | [`SnapshotRequest`], two descriptors | [`SnapshotTaken`], once both files are written; a machine that ran goes on |
 //! | `GET /machine/disks`, `GET /machine/disks/ID` | | [`Disks`], [`Disk`] |
 //! | `POST /machine/disks` | [`AttachDisk`], descriptors | [`Disk`]: the guest has been told |
 //! | `DELETE /machine/disks/ID` | | 202: the guest has been asked; `detached` is the event when it has let go |
 //! | `DELETE /machine/disks/ID?force=true` | | 204: gone, whatever the guest says |
 //! | `PUT /machine/disks/ID/size` | [`ResizeDisk`] | [`Disk`]: the guest has been told |
+//! | `PUT /machine/disks/ID/limit` | [`crate::config::RateLimit`] | [`Disk`] |
+//! | `PUT /machine/nets/ID/limits` | [`NetLimits`] | [`Net`] |
 //! | `GET`, `POST`, `DELETE /machine/nets...` | [`AttachNet`], a descriptor | likewise: [`Nets`], [`Net`] |
 //! | `GET /machine/balloon` | | [`Balloon`] |
 //! | `PUT /machine/balloon` | [`SetBalloon`] | [`Balloon`]; the guest takes its time |
@@ -30,12 +33,16 @@ mod balloon;
 mod devices;
 #[cfg(feature = "openapi")]
 pub mod openapi;
+mod snapshot;
 
 use std::collections::BTreeMap;
 
 pub use self::{
     balloon::{Balloon, SetBalloon},
-    devices::{AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, Nets, ResizeDisk},
+    devices::{
+        AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, NetLimits, Nets, ResizeDisk,
+    },
+    snapshot::{SnapshotKind, SnapshotRequest, SnapshotTaken},
 };
 use serde::{Deserialize, Serialize};
 

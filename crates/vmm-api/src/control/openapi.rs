@@ -11,10 +11,10 @@ use utoipa::{
 };
 
 use super::{
-    AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, Nets, PowerRequest, Problem,
-    ResizeDisk, SetBalloon,
+    AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerRequest,
+    Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
 };
-use crate::Event;
+use crate::{Event, config::RateLimit};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,8 +25,8 @@ use crate::Event;
     ),
     servers((url = "http://localhost", description = "Whatever the host name: `curl --unix-socket SOCKET http://localhost/machine`")),
     paths(
-        machine, events, metrics, power, pause, resume, disks, attach_disk, disk, detach_disk, resize_disk, nets,
-        attach_net, net, detach_net, balloon, set_balloon
+        machine, events, metrics, power, pause, resume, snapshot, disks, attach_disk, disk, detach_disk, resize_disk, limit_disk, nets,
+        attach_net, net, detach_net, limit_net, balloon, set_balloon
     ),
     components(schemas(Problem))
 )]
@@ -135,6 +135,17 @@ fn pause() {}
 #[utoipa::path(put, path = "/machine/resume", tag = "machine", responses((status = 204, description = "It runs")))]
 fn resume() {}
 
+/// Writes the machine into two files, which come with the request, by SCM_RIGHTS (unix(7)): the state's and the
+/// memory's. A machine that ran goes on when it is done; until then it answers nobody.
+#[utoipa::path(
+    post, path = "/machine/snapshot", tag = "machine", request_body = SnapshotRequest,
+    responses(
+        (status = 200, body = SnapshotTaken, description = "Both files are written, though perhaps not to the disk yet"),
+        (status = 409, description = "There is no snapshot that this could be a difference to; or the guest has just ended")
+    )
+)]
+fn snapshot() {}
+
 /// The disks, by their place on the bus.
 #[utoipa::path(get, path = "/machine/disks", tag = "devices", responses((status = 200, body = Disks)))]
 fn disks() {}
@@ -179,6 +190,13 @@ fn detach_disk() {}
 )]
 fn resize_disk() {}
 
+/// Limits how many requests and bytes of a disk pass.
+#[utoipa::path(
+    put, path = "/machine/disks/{id}/limit", tag = "devices", params(("id" = String, Path)),
+    request_body = RateLimit, responses((status = 200, body = Disk))
+)]
+fn limit_disk() {}
+
 /// The network interfaces, by their place on the bus.
 #[utoipa::path(get, path = "/machine/nets", tag = "devices", responses((status = 200, body = Nets)))]
 fn nets() {}
@@ -212,6 +230,13 @@ fn net() {}
     )
 )]
 fn detach_net() {}
+
+/// Limits how many frames and bytes of a network interface pass.
+#[utoipa::path(
+    put, path = "/machine/nets/{id}/limits", tag = "devices", params(("id" = String, Path)),
+    request_body = NetLimits, responses((status = 200, body = Net))
+)]
+fn limit_net() {}
 
 /// What the guest was asked to give back, and what it says. Asks it for fresh statistics.
 #[utoipa::path(

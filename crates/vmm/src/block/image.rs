@@ -10,12 +10,14 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use ec2vmm_devices::virtio::{
-    Again,
-    block::{Backend, Completion, Operation, Request},
+use ec2vmm_devices::{
+    Slice,
+    virtio::{
+        Again,
+        block::{Backend, Completion, Operation, Request},
+    },
 };
 use ec2vmm_image::{Disk, Format};
-use vm_memory::VolatileSlice;
 
 /// Serves an [`ec2vmm_image::Disk`].
 pub struct ImageBackend {
@@ -165,11 +167,12 @@ impl Shared {
 fn perform(disk: &Disk, operation: &Operation) -> io::Result<()> {
     match operation {
         Operation::Read { offset, buffers } => {
-            let slices: Vec<VolatileSlice<'_>> = buffers.slices().collect();
+            let slices: Vec<Slice<'_>> = buffers.slices().collect();
+            buffers.mark_written(u64::MAX);
             disk.read_vectored_at(&slices, *offset)
         }
         Operation::Write { offset, buffers } => {
-            let slices: Vec<VolatileSlice<'_>> = buffers.slices().collect();
+            let slices: Vec<Slice<'_>> = buffers.slices().collect();
             disk.write_vectored_at(&slices, *offset)
         }
         Operation::Flush => disk.flush(),

@@ -31,6 +31,8 @@ pub struct OpenDisk {
     pub backend: Box<dyn Backend>,
     /// The file, where the disk is one raw file.
     pub raw: Option<File>,
+    /// Its files once more, to look at.
+    pub layers: Vec<Layer>,
 }
 
 /// What becomes of what the guest writes.
@@ -54,6 +56,8 @@ pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
         [Layer { file, format: Format::Raw }] => Some(file.try_clone().map_err(OpenError::Start)?),
         _ => None,
     };
+    let look = |layer: &Layer| Ok(Layer { file: layer.file.try_clone()?, format: layer.format });
+    let kept = layers.iter().map(look).collect::<io::Result<_>>().map_err(OpenError::Start)?;
     let disk = match access {
         Access::ReadOnly => Disk::open(layers, false)?,
         Access::Kept => Disk::open(layers, true)?,
@@ -65,7 +69,7 @@ pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
             Some(backend) => Box::new(backend),
             None => Box::new(ImageBackend::new(disk.clone()).map_err(OpenError::Start)?),
         };
-    Ok(OpenDisk { disk, backend, raw })
+    Ok(OpenDisk { disk, backend, raw, layers: kept })
 }
 
 /// None where the kernel has no io_uring, or forbids it.

@@ -232,6 +232,7 @@ impl Slot {
         let file = types::Fixed(0);
         let entry = match &self.request.as_ref()?.operation {
             Operation::Read { offset, buffers } => {
+                buffers.mark_written(u64::MAX);
                 let (iovecs, count) = self.iovecs.point_at(buffers, self.done);
                 opcode::Readv::new(file, iovecs, count).offset(offset + self.done).build()
             }

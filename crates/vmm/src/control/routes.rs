@@ -2,13 +2,17 @@
 
 use std::os::fd::OwnedFd;
 
-use ec2vmm_vmm_api::control::{
-    AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, Nets, PowerAction, PowerRequest,
-    Problem, ResizeDisk, SetBalloon,
+use ec2vmm_vmm_api::{
+    config::RateLimit,
+    control::{
+        AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerAction,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+    },
 };
 use serde::de::DeserializeOwned;
 
 use super::http::{Request, Response, problem};
+use crate::snapshot::Files;
 
 /// The machine, as the control socket knows it. Called on the event loop's thread; must not block, but for
 /// what a disk takes.
@@ -35,6 +39,12 @@ pub trait Handler {
     /// # Errors
     /// What to answer instead of 204.
     fn resume(&mut self) -> Result<(), Problem>;
+
+    /// Writes all of it into files. It stands still meanwhile.
+    ///
+    /// # Errors
+    /// What to answer instead of 200.
+    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem>;
 
     /// Does something to its power.
     ///
@@ -63,6 +73,12 @@ pub trait Handler {
     /// What to answer instead of the disk.
     fn resize_disk(&mut self, id: &str, size: ResizeDisk) -> Result<Disk, Problem>;
 
+    /// Limits what passes.
+    ///
+    /// # Errors
+    /// What to answer instead of the disk.
+    fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<Disk, Problem>;
+
     /// Asks the guest for one, or takes it.
     ///
     /// # Errors
@@ -83,6 +99,12 @@ pub trait Handler {
     /// # Errors
     /// What to answer instead of the interface.
     fn attach_net(&mut self, net: AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Problem>;
+
+    /// Limits what passes.
+    ///
+    /// # Errors
+    /// What to answer instead of the interface.
+    fn limit_net(&mut self, id: &str, limits: NetLimits) -> Result<Net, Problem>;
 
     /// Asks the guest for one, or takes it.
     ///
@@ -249,6 +271,12 @@ const ROUTES: &[Route] = &[
         }),
     },
     Route {
+        path: "/machine/disks/{id}/limit",
+        act: Act::Put(|handler, asked| {
+            Response::json(&handler.limit_disk(asked.id, read_json::<RateLimit>(asked.request)?)?)
+        }),
+    },
+    Route {
         path: "/machine/nets",
         act: Act::Get(|handler, _| Response::json(&Nets { nets: handler.nets() })),
     },
@@ -266,6 +294,12 @@ const ROUTES: &[Route] = &[
         path: "/machine/nets/{id}",
         act: Act::Delete(|handler, asked| handler.detach_net(asked.id, asked.force).map(detached)),
     },
+    Route {
+        path: "/machine/nets/{id}/limits",
+        act: Act::Put(|handler, asked| {
+            Response::json(&handler.limit_net(asked.id, read_json::<NetLimits>(asked.request)?)?)
+        }),
+    },
     Route { path: "/machine/balloon", act: Act::Get(|handler, _| Response::json(&handler.balloon()?)) },
     Route {
         path: "/machine/balloon",
@@ -273,12 +307,22 @@ const ROUTES: &[Route] = &[
             Response::json(&handler.set_balloon(read_json::<SetBalloon>(asked.request)?)?)
         }),
     },
+    Route { path: "/machine/snapshot", act: Act::Post(snapshot) },
 ];
 
 /// Every route: method and path.
 #[cfg(test)]
 pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
     ROUTES.iter().map(|route| (route.method(), route.path))
+}
+
+fn snapshot(handler: &mut dyn Handler, asked: Asked<'_>) -> Result<Response, Problem> {
+    let request: SnapshotRequest = read_json(asked.request)?;
+    let Ok([state, memory]) = <[OwnedFd; 2]>::try_from(asked.descriptors) else {
+        let detail = "a snapshot takes two descriptors: the state's and the memory's, in this order";
+        return Err(problem(400, detail.into()));
+    };
+    Response::json(&handler.snapshot(request, Files { state: state.into(), memory: memory.into() })?)
 }
 
 fn power(handler: &mut dyn Handler, asked: &Asked<'_>) -> Result<Response, Problem> {

@@ -89,6 +89,7 @@ impl Port for Tap {
         // borrowed for writing; both outlive the call. Guest memory is memory that others write anyway.
         let result = self.iovecs.call(|list, count| unsafe { libc::readv(fd, list, count) });
         self.iovecs.0.clear();
+        buffers.mark_written(result.as_ref().map_or(0, |len| *len as u64));
         result
     }
 

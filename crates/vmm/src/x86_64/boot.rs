@@ -1,7 +1,8 @@
 //! Puts a kernel, an initrd and a command line into guest memory, and says where to begin.
 //!
-//! bzImage is entered by Linux's 64-bit boot protocol, ELF by PVH where it has the note, else by
-//! the 64-bit protocol too.
+//! bzImage is entered by Linux's 64-bit boot protocol, and so is an ELF file that says it is Linux: entered
+//! by PVH, Linux looks once more for Xen, which takes 256 exits. Any other ELF file is entered by PVH where
+//! it has the note, else by the 64-bit protocol too.
 
 use std::io::{self, Read, Seek};
 
@@ -144,10 +145,10 @@ fn load_kernel(
         source => BootError::NotAKernel(source),
     };
     if is_elf {
-        check_program_headers(kernel)?;
+        let is_linux = check_program_headers(kernel)?;
         // Only the lowest address is checked here: a kernel links itself to where it belongs.
         let loaded = Elf::load(memory, None, kernel, start).map_err(failed)?;
-        Ok(from_elf(&loaded))
+        Ok(from_elf(&loaded, is_linux))
     } else {
         let loaded = BzImage::load(memory, start, kernel, start).map_err(failed)?;
         from_bzimage(&loaded)
@@ -155,8 +156,9 @@ fn load_kernel(
 }
 
 /// Refuses an ELF file with more program headers than a kernel has, or with notes that go on and on:
-/// loading it reads the file once for each, and who made the file is a stranger.
-fn check_program_headers(file: &mut (impl Read + Seek)) -> Result<(), BootError> {
+/// loading it reads the file once for each, and who made the file is a stranger. Says whether one of the
+/// notes is Linux's.
+fn check_program_headers(file: &mut (impl Read + Seek)) -> Result<bool, BootError> {
     const PROGRAM_HEADERS_MAX: u64 = 64;
     const NOTES_BYTES_MAX: u64 = 1 << 20;
     let header: [u8; 64] = read_at(file, 0)?;
@@ -164,16 +166,42 @@ fn check_program_headers(file: &mut (impl Read + Seek)) -> Result<(), BootError>
     if count > PROGRAM_HEADERS_MAX {
         return Err(not_a_kernel(elf::Error::InvalidProgramHeaderSize));
     }
+    let mut is_linux = false;
     for index in 0..count {
         let offset = offset.checked_add(index * PROGRAM_HEADER_BYTES as u64);
         let offset = offset.ok_or_else(|| not_a_kernel(elf::Error::InvalidProgramHeaderOffset))?;
         let header: [u8; PROGRAM_HEADER_BYTES] = read_at(file, offset)?;
-        let (kind, bytes) = (le_u64(&header, 0) & 0xffff_ffff, le_u64(&header, 32));
-        if kind == PT_NOTE && bytes > NOTES_BYTES_MAX {
+        let (kind, offset, bytes) =
+            (le_u64(&header, 0) & 0xffff_ffff, le_u64(&header, 8), le_u64(&header, 32));
+        if kind != PT_NOTE {
+            continue;
+        }
+        if bytes > NOTES_BYTES_MAX {
             return Err(not_a_kernel(elf::Error::InvalidPvhNote));
         }
+        let mut notes = Vec::new();
+        file.seek(io::SeekFrom::Start(offset)).map_err(BootError::Kernel)?;
+        file.by_ref().take(bytes).read_to_end(&mut notes).map_err(BootError::Kernel)?;
+        is_linux |= names_linux(&notes);
     }
-    file.rewind().map_err(BootError::Kernel)
+    file.rewind().map_err(BootError::Kernel)?;
+    Ok(is_linux)
+}
+
+/// Whether one of these notes is Linux's (`include/linux/elfnote.h`; since 4.19 every kernel has one).
+fn names_linux(notes: &[u8]) -> bool {
+    const NAME: &[u8] = b"Linux\0";
+    let mut rest = notes;
+    while let Some((head, after)) = rest.split_first_chunk::<12>() {
+        // Sizes of name and description, each filled up to four bytes, and the type.
+        let [name_len, description_len] = [0, 4].map(|at| le_u32(head, at) as usize);
+        if name_len == NAME.len() && after.starts_with(NAME) {
+            return true;
+        }
+        let len = name_len.next_multiple_of(4).saturating_add(description_len.next_multiple_of(4));
+        rest = after.get(len..).unwrap_or_default();
+    }
+    false
 }
 
 fn read_at<const N: usize>(file: &mut (impl Read + Seek), offset: u64) -> Result<[u8; N], BootError> {
@@ -192,6 +220,12 @@ fn le_u64(bytes: &[u8], at: usize) -> u64 {
     found.map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
+/// Four bytes; zeroes where there are not so many.
+fn le_u32(bytes: &[u8], at: usize) -> u32 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |chunk| u32::from_le_bytes(*chunk))
+}
+
 fn not_a_kernel(error: elf::Error) -> BootError {
     BootError::NotAKernel(linux_loader::loader::Error::Elf(error))
 }
@@ -205,9 +239,9 @@ fn begins_with(file: &mut (impl Read + Seek), magic: &[u8]) -> io::Result<bool> 
     Ok(first == magic)
 }
 
-fn from_elf(loaded: &KernelLoaderResult) -> Image {
+fn from_elf(loaded: &KernelLoaderResult, is_linux: bool) -> Image {
     let entry = match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(eip) => {
+        PvhBootCapability::PvhEntryPresent(eip) if !is_linux => {
             Entry::Pvh { eip: u32::try_from(eip.raw_value()).unwrap_or(u32::MAX) }
         }
         _ => Entry::Linux64 { rip: loaded.kernel_load.raw_value() },
@@ -446,6 +480,38 @@ mod tests {
             file.extend(header);
         }
         file
+    }
+
+    #[test]
+    fn an_elf_file_that_says_it_is_linux_is_entered_as_linux() {
+        let note = |name: &[u8; 8], len: u8, kind: u8, description: u64| {
+            let mut note = vec![len, 0, 0, 0, 8, 0, 0, 0, kind, 0, 0, 0];
+            note.extend(name);
+            note.extend(description.to_le_bytes());
+            note
+        };
+        // What a kernel with support for Xen has: the PVH entry point, and perhaps its own.
+        let pvh = note(b"Xen\0\0\0\0\0", 4, 18, 0x10_0850);
+        let pvh = [&pvh[..16], &pvh[20..]].concat();
+        let linux = note(b"Linux\0\0\0", 6, 1, 0);
+        let cases = [
+            (pvh.clone(), Entry::Pvh { eip: 0x10_0850 }),
+            ([pvh.clone(), linux.clone()].concat(), Entry::Linux64 { rip: 0x10_0000 }),
+            ([linux, pvh].concat(), Entry::Linux64 { rip: 0x10_0000 }),
+        ];
+        for (notes, entry) in cases {
+            let mut file = elf(1, notes.len() as u64);
+            file[64 + 8] = 120;
+            file.extend(notes);
+            assert_eq!(load_into_32_mib(&file).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn notes_that_are_cut_short_say_nothing() {
+        assert!(!super::names_linux(b""));
+        assert!(!super::names_linux(b"\x06\0\0\0\0\0\0\0\x01\0\0\0Linu"));
+        assert!(!super::names_linux(&[0xff; 64]));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `0x0000_9000` | `0x0000_f000` | [`BOOT_PAGE_TABLES`]: PML4, PDPT, 4 page directories |
 //! | `0x0002_0000` | `0x0003_0000` | [`CMDLINE`] |
 //! | `0x0009_fc00` | `0x0010_0000` | reserved, as on every PC; in it: |
+//! | `0x000d_0100` | `0x000d_0110` | [`VM_GENERATION`] |
 //! | `0x000e_0000` | `0x000f_0000` | [`ACPI_TABLES`], RSDP first, where a scan finds it too |
 //! | `0x000f_0000` | `0x000f_fff0` | [`SMBIOS`], entry point first, where a scan finds it |
 //! | `0x000f_fff0` | `0x0010_0000` | [`RESET_VECTOR`] |
@@ -51,6 +52,8 @@ pub const BOOT_PAGE_TABLES: u64 = 0x9000;
 pub const CMDLINE: Range<u64> = 0x2_0000..0x3_0000;
 /// From here to 1 MiB nothing is a guest's to use.
 pub const LEGACY_HOLE: Range<u64> = 0x9_fc00..0x10_0000;
+/// The VM generation id. Not where a scan for option ROMs looks, which is every 2 KiB.
+pub const VM_GENERATION: Range<u64> = 0xd_0100..0xd_0110;
 /// RSDP, then the tables.
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
 /// 64-bit entry point, then the structure table.
@@ -269,6 +272,7 @@ mod tests {
             ZERO_PAGE + PAGE..BOOT_STACK,
             BOOT_PAGE_TABLES..BOOT_PAGE_TABLES + 6 * PAGE,
             CMDLINE,
+            VM_GENERATION,
             ACPI_TABLES,
             SMBIOS,
             RESET_VECTOR,

@@ -3,6 +3,8 @@
 pub mod acpi;
 pub mod boot;
 pub mod cpuid;
+pub mod features;
 pub mod layout;
 pub mod registers;
 pub mod reset_vector;
+pub mod state;

@@ -64,7 +64,9 @@ pub(crate) fn config() -> MachineConfig {
         },
         cpus: 1,
         memory_mib: 64,
+        huge_pages: false,
         boot: Boot::Files { kernel: KERNEL, initrd: None, cmdline: String::new() },
+        restore: None,
         disks: vec![],
         nets: vec![],
         vsock: None,
@@ -88,6 +90,15 @@ impl Machine {
     }
 
     pub(crate) fn start_with(config: &MachineConfig, kernel: &[u8]) -> Self {
+        Self::start_with_files(config, kernel, Vec::new())
+    }
+
+    /// With further descriptors, each at its number.
+    pub(crate) fn start_with_files(
+        config: &MachineConfig,
+        kernel: &[u8],
+        files: Vec<(OwnedFd, i32)>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let control = folder.path().join("control");
         let listener = UnixListener::bind(&control).unwrap();
@@ -104,22 +115,27 @@ impl Machine {
         rustix::net::sockopt::set_socket_send_buffer_size(&events_inside, 1).unwrap();
         let (lifeline, lifeline_inside) = UnixStream::pair().unwrap();
         let map = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
+        let files = files.into_iter().map(|(file, number)| map(file, number));
         let mut process = Command::new(env!("CARGO_BIN_EXE_ec2vmm-vmm"))
             .stdin(Stdio::piped())
             // Not the test's own: one that hangs would keep them open.
             .stdout(Stdio::null())
             .stderr(log.try_clone().unwrap())
-            .fd_mappings(vec![
-                map(kvm.into(), KVM),
-                map(file.into(), KERNEL),
-                map(console_inside.into(), CONSOLE),
-                map(events_inside.into(), EVENTS),
-                map(lifeline_inside.into(), LIFELINE),
-                map(listener.into(), CONTROL),
-                map(console_log.try_clone().unwrap().into(), CONSOLE_LOG),
-                map(console_listener.into(), CONSOLE_LISTENER),
-                map(record.try_clone().unwrap().into(), RECORD),
-            ])
+            .fd_mappings(
+                files
+                    .chain([
+                        map(kvm.into(), KVM),
+                        map(file.into(), KERNEL),
+                        map(console_inside.into(), CONSOLE),
+                        map(events_inside.into(), EVENTS),
+                        map(lifeline_inside.into(), LIFELINE),
+                        map(listener.into(), CONTROL),
+                        map(console_log.try_clone().unwrap().into(), CONSOLE_LOG),
+                        map(console_listener.into(), CONSOLE_LISTENER),
+                        map(record.try_clone().unwrap().into(), RECORD),
+                    ])
+                    .collect(),
+            )
             .unwrap()
             .spawn()
             .unwrap();
@@ -161,6 +177,11 @@ impl Machine {
     /// The last event, as it is recorded.
     pub(crate) fn record(&self) -> Event {
         serde_json::from_slice(&content(&self.record)).unwrap()
+    }
+
+    /// All that it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&content(&self.log)).into_owned()
     }
 
     /// Ends the process as nothing else does.

@@ -10,10 +10,13 @@
 )]
 
 mod guests;
+mod hostile;
 mod hot_plug;
 mod machine;
 mod memory;
 mod pause;
+mod reboots;
+mod snapshot;
 mod stuck;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -242,21 +245,6 @@ fn a_reset_reboots_in_the_same_process() {
 }
 
 #[test]
-fn reboots_leak_no_descriptor_and_no_memory() {
-    let mut machine = Machine::start(guests::reset());
-    let descriptors =
-        |machine: &Machine| std::fs::read_dir(format!("/proc/{}/fd", machine.process.id())).unwrap().count();
-    let mut seen = Vec::new();
-    for _ in 0..50 {
-        machine.wait_for(|event| matches!(event, Event::Running { .. }));
-        seen.push(descriptors(&machine));
-    }
-    // The count moves while a VM is taken down and set up again, but does not climb.
-    let (early, late) = seen.split_at(25);
-    assert!(late.iter().max() <= early.iter().max(), "{seen:?}");
-}
-
-#[test]
 fn letting_go_of_the_lifeline_ends_the_machine() {
     for guest in [guests::idle(), guests::spin()] {
         let mut machine = Machine::start(guest);
@@ -337,11 +325,12 @@ fn the_most_processors_that_a_machine_can_have() {
 #[test]
 fn a_configuration_that_makes_no_sense_is_refused() {
     type Spoil = fn(&mut MachineConfig);
-    let cases: [(&str, Spoil); 7] = [
+    let cases: [(&str, Spoil); 8] = [
         ("of another version", |config| config.version += 1),
         ("1 to 64 vCPUs", |config| config.cpus = 65),
         ("1 to 64 vCPUs", |config| config.cpus = 0),
         ("at least 32 MiB", |config| config.memory_mib = config::MEMORY_MIB_MIN - 1),
+        ("a whole number of 2 MiB", |config| (config.memory_mib, config.huge_pages) = (63, true)),
         ("is not open", |config| config.kvm = 1000),
         // One that the process opens for itself later would be there if it was looked for late.
         ("is not open", |config| config.lifeline = Some(12)),
@@ -358,6 +347,24 @@ fn a_configuration_that_makes_no_sense_is_refused() {
         assert!(failure.message.contains(text), "{}", failure.message);
         assert_eq!(machine.end().0.code(), Some(2));
     }
+}
+
+#[test]
+fn a_machine_has_all_its_huge_pages_or_is_not_started() {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let free = meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+    let free_mib = free.trim().parse::<u64>().unwrap() * config::HUGE_PAGE_MIB;
+    let mut config = machine::config();
+    config.huge_pages = true;
+    if config.memory_mib <= free_mib {
+        let (status, output) = Machine::start_with(&config, &elf(guests::hello())).end();
+        assert_eq!((status.code(), output.as_slice()), (Some(0), b"hello\n".as_slice()));
+    }
+    config.memory_mib = free_mib + 64;
+    let mut machine = Machine::start_with(&config, &elf(guests::hello()));
+    let Some(Event::Ended { exit, failure: Some(failure), .. }) = machine.event() else { panic!() };
+    assert_eq!(exit, Exit::Failed(FailureKind::Memory));
+    assert!(failure.hint.unwrap().contains("vm.nr_hugepages"));
 }
 
 #[test]

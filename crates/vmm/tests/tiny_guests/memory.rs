@@ -6,14 +6,14 @@ use ec2vmm_vmm_api::Event;
 
 use crate::{guests, machine};
 
-/// Private pages of a process in KiB, but for those of mappings for which huge pages were asked:
+/// Pages of these kinds of a process in KiB, but for those of mappings for which huge pages were asked:
 /// the guest's memory (Linux, Documentation/filesystems/proc.rst, "smaps").
-fn private_kib_beyond_the_guests(pid: u32) -> u64 {
+pub(crate) fn kib_beyond_the_guests(pid: u32, kinds: &[&str]) -> u64 {
     let (mut sum, mut mapping) = (0, 0);
     for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
         let mut words = line.split_whitespace();
         match words.next() {
-            Some("Private_Clean:" | "Private_Dirty:") => {
+            Some(kind) if kinds.contains(&kind) => {
                 mapping += words.next().unwrap().parse::<u64>().unwrap();
             }
             // The last line of a mapping.
@@ -32,6 +32,6 @@ fn a_machine_process_is_small_beyond_its_guest() {
     const BUDGET_KIB: u64 = 5 * 1024;
     let mut machine = machine::Machine::start(guests::idle());
     machine.wait_for(|event| matches!(event, Event::Running { .. }));
-    let kib = private_kib_beyond_the_guests(machine.process.id());
+    let kib = kib_beyond_the_guests(machine.process.id(), &["Private_Clean:", "Private_Dirty:"]);
     assert!((1..=BUDGET_KIB).contains(&kib), "{kib} KiB beyond the guest's memory");
 }

@@ -1,9 +1,12 @@
 use std::ops::Range;
 
 use super::{InsertError, PciBus};
-use crate::pci::{
-    PciFunction,
-    registers::{Ids, Registers},
+use crate::{
+    pci::{
+        FunctionState, PciFunction,
+        registers::{Ids, Registers},
+    },
+    state::BadState,
 };
 
 /// Reads as its number.
@@ -47,6 +50,14 @@ impl PciFunction for Plain {
 
     fn reset(&mut self) {
         self.registers.reset();
+    }
+
+    fn save(&self) -> FunctionState {
+        FunctionState { registers: self.registers.save(), virtio: None }
+    }
+
+    fn restore(&mut self, saved: &FunctionState) -> Result<(), BadState> {
+        self.registers.restore(&saved.registers)
     }
 }
 
@@ -122,4 +133,39 @@ fn memory_follows_the_bars() {
     assert_eq!(at(&bus, 0x1000_0000), None);
     bus.config_write(2 << 15 | 4, &[2, 0]);
     assert_eq!(at(&bus, 0x1000_1000), Some(2), "where it was born");
+}
+
+#[test]
+fn every_function_comes_back_where_it_was() {
+    let bus = PciBus::new();
+    bus.insert(3, Plain::new(7, 0x1000_0000)).unwrap();
+    bus.config_write(3 << 15 | 0x10, &0x2000_0000_u32.to_le_bytes());
+    bus.config_write(3 << 15 | 4, &[2]);
+    let saved = bus.save();
+    let other = PciBus::new();
+    other.insert(3, Plain::new(7, 0x1000_0000)).unwrap();
+    other.restore(&saved).unwrap();
+    assert_eq!((at(&other, 0x2000_0000), at(&other, 0x1000_0000)), (Some(7), None));
+    assert_eq!(other.save(), saved);
+}
+
+#[test]
+fn what_was_saved_of_another_bus_is_refused() {
+    let bus = |slot, number| {
+        let bus = PciBus::new();
+        bus.insert(slot, Plain::new(number, 0x1000_0000)).unwrap();
+        bus
+    };
+    let saved = bus(3, 7).save();
+    for (other, text) in [(bus(4, 7), "there was a device"), (bus(3, 8), "another device's")] {
+        let error = other.restore(&saved).unwrap_err();
+        assert_eq!(error.slot, 3);
+        assert!(error.source.0.contains(text), "{}", error.source);
+    }
+    let mut beyond = saved.clone();
+    beyond.insert(32, beyond[&3].clone());
+    assert_eq!(bus(3, 7).restore(&beyond).unwrap_err().slot, 32);
+    let mut short = saved;
+    short.get_mut(&3).unwrap().registers.0.pop();
+    bus(3, 7).restore(&short).unwrap_err();
 }

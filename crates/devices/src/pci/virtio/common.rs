@@ -6,8 +6,11 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
-use super::link::{Link, status};
-use crate::{Memory, virtio::Identity};
+use super::{
+    link::{Link, status},
+    saved::{Saved, SavedQueue},
+};
+use crate::{Memory, state::BadState, virtio::Identity};
 
 /// What the driver has said.
 #[derive(Clone, Debug)]
@@ -200,6 +203,57 @@ impl Common {
 
     fn features_are_ok(&self, identity: &Identity) -> bool {
         self.driver_features & !offered(identity) == 0 && self.driver_features & VERSION_1 != 0
+    }
+
+    /// Its part of a snapshot; where the queues stand is the device's to say.
+    pub(super) fn save(&self, link: &Link) -> Saved {
+        let queue = |(index, queue): (u16, &QueueSetup)| SavedQueue {
+            size: queue.size,
+            enabled: queue.enabled,
+            descriptors: queue.descriptors,
+            available: queue.available,
+            used: queue.used,
+            vector: link.queue_vector(index),
+            position: None,
+        };
+        Saved {
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            queues: (0..).zip(&self.queues).map(queue).collect(),
+            ..Saved::default()
+        }
+    }
+
+    /// As it was.
+    ///
+    /// # Errors
+    /// What was agreed cannot be kept here, or the queues make no sense.
+    pub(super) fn restore(
+        &mut self,
+        saved: &Saved,
+        identity: &Identity,
+        memory: &Memory,
+    ) -> Result<(), BadState> {
+        if saved.queues.len() != self.queues.len() {
+            return Err(BadState("it has another number of queues"));
+        }
+        if saved.status & status::FEATURES_OK != 0 && saved.driver_features & !offered(identity) != 0 {
+            return Err(BadState("its driver uses features that it does not have here"));
+        }
+        for (queue, saved) in self.queues.iter_mut().zip(&saved.queues) {
+            let SavedQueue { size, enabled, descriptors, available, used, .. } = *saved;
+            *queue = QueueSetup { max_size: queue.max_size, size, enabled, descriptors, available, used };
+            if enabled && !queue.is_usable(memory) {
+                return Err(BadState("a queue lies outside of memory"));
+            }
+        }
+        self.device_feature_select = saved.device_feature_select;
+        self.driver_feature_select = saved.driver_feature_select;
+        self.driver_features = saved.driver_features;
+        self.queue_select = saved.queue_select;
+        Ok(())
     }
 
     /// The queues for the device. One that the driver left out is not ready.

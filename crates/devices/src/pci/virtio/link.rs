@@ -11,7 +11,8 @@ use std::{
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::{pci::msix, virtio::Interrupt};
+use super::Saved;
+use crate::{pci::msix, state::BadState, virtio::Interrupt};
 
 /// Device status, interrupt vectors and their eventfds.
 ///
@@ -127,6 +128,26 @@ impl Link {
         if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
             slot.store(self.existing(vector), Ordering::Relaxed);
         }
+    }
+
+    /// As it was: status, ISR and vectors.
+    pub(super) fn restore(&self, saved: &Saved) -> Result<(), BadState> {
+        let vectors = saved.queues.iter().map(|queue| queue.vector).chain([saved.config_vector]);
+        if vectors.into_iter().any(|vector| vector != self.existing(vector)) {
+            return Err(BadState("it uses an interrupt vector that is not there"));
+        }
+        self.status.store(saved.status.into(), Ordering::Release);
+        self.isr.store(saved.isr, Ordering::Relaxed);
+        self.config_vector.store(saved.config_vector, Ordering::Relaxed);
+        for (slot, queue) in self.queue_vectors.iter().zip(&saved.queues) {
+            slot.store(queue.vector, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The ISR status, which stays.
+    pub(super) fn isr(&self) -> u8 {
+        self.isr.load(Ordering::Acquire)
     }
 
     pub(super) fn shared_eventfds(&self) -> Arc<[EventFd]> {

@@ -18,21 +18,25 @@
 
 mod common;
 mod link;
+mod saved;
 
 use std::{io, ops::Range, sync::Arc};
 
 pub use link::Link;
+pub use saved::{Saved, SavedQueue};
 
 use super::{
-    MsiMessage, PciFunction,
+    FunctionState, MsiMessage, PciFunction,
     msix::{self, MsixTable},
     registers::{Ids, Registers},
 };
 use crate::{
     Memory,
-    virtio::{Identity, Interrupt, VirtQueue},
+    state::{BadState, Hex},
+    virtio::{Identity, Interrupt, Position, VirtQueue},
 };
 use common::{Common, Request};
+use virtio_queue::{Queue, QueueT};
 
 /// Bytes of BAR 0; its base is a multiple of them.
 pub const BAR_LEN: u64 = 0x8000;
@@ -171,14 +175,17 @@ impl<W: Wiring> VirtioFunction<W> {
     }
 
     fn activate(&mut self) {
-        let interrupt = Arc::clone(&self.link) as Arc<dyn Interrupt>;
-        let queues = match self.state.common.queues() {
-            Ok(queues) => queues,
+        match self.state.common.queues() {
+            Ok(queues) => self.hand_over(queues),
             Err(error) => {
                 self.complain("queues", &error);
-                return self.link.needs_reset();
+                self.link.needs_reset();
             }
-        };
+        }
+    }
+
+    fn hand_over(&mut self, queues: Vec<Queue>) {
+        let interrupt = Arc::clone(&self.link) as Arc<dyn Interrupt>;
         let wrap =
             |(index, queue)| VirtQueue::new(index, queue, Arc::clone(&self.memory), Arc::clone(&interrupt));
         let queues = (0u16..).zip(queues).map(wrap).collect();
@@ -295,6 +302,41 @@ impl<W: Wiring> PciFunction for VirtioFunction<W> {
             self.complain("interrupts", &error);
         }
     }
+
+    fn save(&self) -> FunctionState {
+        let Self { identity, link, state, .. } = self;
+        let virtio = Saved {
+            status: link.status(),
+            isr: link.isr(),
+            config_vector: link.config_vector(),
+            msix: state.msix.save(),
+            config: Hex(identity.config.bytes()),
+            active: state.active,
+            ..state.common.save(link)
+        };
+        FunctionState { registers: state.registers.save(), virtio: Some(virtio) }
+    }
+
+    fn restore(&mut self, saved: &FunctionState) -> Result<(), BadState> {
+        let Self { identity, memory, link, state, .. } = self;
+        let virtio = saved.virtio.as_ref().ok_or(BadState("it was no virtio device"))?;
+        state.registers.restore(&saved.registers)?;
+        state.common.restore(virtio, identity, memory)?;
+        link.restore(virtio)?;
+        state.msix.restore(&virtio.msix)?;
+        identity.config.restore(&virtio.config.0)?;
+        self.configured();
+        if virtio.active {
+            let mut queues = self.state.common.queues().map_err(|_| BadState("a queue cannot be"))?;
+            for (queue, saved) in queues.iter_mut().zip(&virtio.queues) {
+                let Position { next_available, next_used } = saved.position.unwrap_or_default();
+                queue.set_next_avail(next_available);
+                queue.set_next_used(next_used);
+            }
+            self.hand_over(queues);
+        }
+        Ok(())
+    }
 }
 
 fn ids(identity: &Identity) -> Ids {
@@ -379,5 +421,7 @@ const PCI_CFG: u8 = 5;
 /// Offset of the window's data in its capability.
 const WINDOW_DATA: u16 = 16;
 
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 mod tests;

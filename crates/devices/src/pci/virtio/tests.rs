@@ -5,10 +5,10 @@ use std::{
 
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 
-use super::{BAR_LEN, BuildError, Link, VirtioFunction, Wiring};
+use super::{BAR_LEN, BuildError, Link, Saved, VirtioFunction, Wiring};
 use crate::{
     pci::{MsiMessage, PciBus},
-    virtio::{ConfigSpace, Identity, Interrupt, VirtQueue, testing::Guest},
+    virtio::{ConfigSpace, Identity, Interrupt, Position, VirtQueue, testing::Guest},
 };
 
 /// What the transport told its owner.
@@ -25,6 +25,8 @@ enum Told {
 #[derive(Clone, Default)]
 struct Recorder {
     told: Arc<Mutex<Vec<Told>>>,
+    /// Of the queues that were activated last: available, used.
+    positions: Arc<Mutex<Vec<(u16, u16)>>>,
     fails: bool,
 }
 
@@ -32,6 +34,10 @@ impl Recorder {
     fn tell(&self, told: Told) -> io::Result<()> {
         self.told.lock().unwrap().push(told);
         if self.fails { Err(io::ErrorKind::AlreadyExists.into()) } else { Ok(()) }
+    }
+
+    fn positions(&self) -> Vec<(u16, u16)> {
+        self.positions.lock().unwrap().clone()
     }
 
     fn take(&self) -> Vec<Told> {
@@ -49,6 +55,11 @@ impl Wiring for Recorder {
     }
 
     fn activate(&mut self, features: u64, queues: Vec<VirtQueue>) {
+        let position = |queue: &VirtQueue| {
+            let Position { next_available, next_used } = queue.position(0);
+            (next_available, next_used)
+        };
+        *self.positions.lock().unwrap() = queues.iter().map(position).collect();
         let _ = self.tell(Told::Activate(features, queues.iter().map(VirtQueue::is_ready).collect()));
     }
 
@@ -563,5 +574,56 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_driver_goes_on_where_it_was_saved() {
+    let before = Machine::active();
+    before.write(22, 0, 2);
+    before.config_write(before.capability(0x11, None) + 2, &[0, 0xc0]);
+    before.link.used(0);
+    before.write(0x2004, 9, 1);
+    let mut saved = before.bus.save();
+    let queue = &mut saved.get_mut(&3).unwrap().virtio.as_mut().unwrap().queues[1];
+    queue.position = Some(Position { next_available: 7, next_used: 5 });
+    // As it is written to a file and read again.
+    let saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+
+    let after = Machine::new();
+    after.bus.restore(&saved).unwrap();
+    let told = after.wiring.take();
+    assert_eq!(told, [Told::Kicks(Some(BAR + 0x3000)), Told::Activate(OFFERED, vec![true, true])], "masked");
+    assert_eq!(after.wiring.positions(), [(0, 0), (7, 5)]);
+    for offset in (0..56).step_by(4) {
+        assert_eq!(after.read(offset, 4), before.read(offset, 4), "register {offset}");
+    }
+    assert_eq!(after.read(0x2004, 1), 9, "what the driver may write");
+    assert_eq!(after.read(0x5000, 1), 0b10, "what had fired while it was masked");
+    after.config_write(after.capability(0x11, None) + 2, &[0, 0x80]);
+    assert_eq!(after.fired(), [1]);
+    // And what was never at work.
+    let idle = Machine::found();
+    let after = Machine::new();
+    after.bus.restore(&idle.bus.save()).unwrap();
+    assert!(!after.wiring.take().iter().any(|told| matches!(told, Told::Activate(..))));
+}
+
+#[test]
+fn saved_state_that_makes_no_sense_is_refused() {
+    type Spoil = fn(&mut Saved);
+    let cases: [(&str, Spoil); 6] = [
+        ("features", |saved| saved.driver_features |= 1 << 40),
+        ("number of queues", |saved| saved.queues.truncate(1)),
+        ("outside of memory", |saved| saved.queues[0].used = u64::MAX - 3),
+        ("vector that is not there", |saved| saved.queues[0].vector = 3),
+        ("number of interrupt vectors", |saved| saved.msix = crate::pci::msix::Saved::default()),
+        ("more of a configuration", |saved| saved.config.0.push(0)),
+    ];
+    for (text, spoil) in cases {
+        let mut saved = Machine::active().bus.save();
+        spoil(saved.get_mut(&3).unwrap().virtio.as_mut().unwrap());
+        let error = Machine::new().bus.restore(&saved).unwrap_err();
+        assert!(error.source.0.contains(text), "{text}: {}", error.source);
     }
 }

@@ -34,7 +34,7 @@ use self::{
     request::{Parsed, Spares, Status, Work},
 };
 use super::{
-    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, VirtQueue,
+    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, Position, VirtQueue,
     VirtioDevice, Wake, queue::Chain,
 };
 use crate::{Memory, rate_limit::RateLimiter};
@@ -375,6 +375,26 @@ impl<B: Backend> VirtioDevice for Block<B> {
         *state = State::default();
     }
 
+    fn write_back(&mut self) -> io::Result<()> {
+        if self.limits.read_only {
+            return Ok(());
+        }
+        self.backend.enqueue(Request { token: WRITE_BACK, operation: Operation::Flush });
+        self.backend.submit();
+        self.backend.wait_idle();
+        let mut result = Ok(());
+        while let Some(Completion { request, result: ended }) = self.backend.completed() {
+            if request.token == WRITE_BACK {
+                result = ended;
+            }
+        }
+        result
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        self.state.queues.iter().map(|queue| queue.position(0)).collect()
+    }
+
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         let Counters {
             reads,
@@ -489,6 +509,8 @@ const QUEUES_MAX: u16 = 64;
 const SOURCE_BACKEND: usize = 0;
 /// Mass storage, SCSI: what virtio-block calls itself on PCI.
 const PCI_CLASS_SCSI: u32 = 0x01_00_00;
+/// The token of a flush that no driver asked for.
+const WRITE_BACK: u16 = u16::MAX;
 /// So that a driver that never stops cannot keep the loop from the other devices.
 const CHAINS_PER_WAKE: usize = 512;
 /// As much as drivers have under way, and seconds for a slow disk.

@@ -15,7 +15,7 @@ use super::{Backend, Block, Completion, Error, Operation, Options, Request};
 use crate::{
     rate_limit::{RateLimit, RateLimiter, TokenBucket},
     virtio::{
-        CommandError, DeviceAnswer, DeviceCommand, VirtioDevice, Wake,
+        CommandError, DeviceAnswer, DeviceCommand, Position, VirtioDevice, Wake,
         testing::{Buffer, FakeTime, Guest, Ring},
     },
 };
@@ -572,6 +572,20 @@ proptest! {
         }
         f.device.reset();
     }
+}
+
+#[test]
+fn what_the_driver_has_not_flushed_is_written_back_when_asked() {
+    let mut f = fixture();
+    let data = f.guest.buffer(&[7; 512]);
+    assert_eq!(f.request(WRITE, 3, &[data]), (OK, 1));
+    f.device.write_back().unwrap();
+    assert_eq!(f.disk.log(), ["write 3 1", "flush"]);
+    assert_eq!(f.device.positions(), [Position { next_available: 1, next_used: 1 }]);
+    f.disk.inner.lock().unwrap().fail = Some(io::ErrorKind::StorageFull);
+    assert_eq!(f.device.write_back().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let read_only = Options { read_only: true, ..options() };
+    fixture_with(true, F_FLUSH, &read_only).device.write_back().unwrap();
 }
 
 impl Fixture {

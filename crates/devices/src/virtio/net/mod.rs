@@ -36,10 +36,10 @@ use self::{
     state::{State, Wish},
 };
 use super::{
-    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, VirtQueue,
-    VirtioDevice, Wake,
+    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, DeviceState, GuestFault, Identity,
+    Position, VirtQueue, VirtioDevice, Wake,
 };
-use crate::rate_limit::RateLimiter;
+use crate::{rate_limit::RateLimiter, state::BadState};
 
 /// A network card.
 pub struct Net<P> {
@@ -271,6 +271,29 @@ impl<P: Port> VirtioDevice for Net<P> {
             self.set_announce(false);
             self.use_pairs(1);
         }
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        self.state.as_ref().map_or(Vec::new(), State::positions)
+    }
+
+    fn save(&self) -> Option<DeviceState> {
+        let pairs = self.state.as_ref()?.pairs_in_use();
+        Some(DeviceState::Net { pairs: u16::try_from(pairs).unwrap_or(u16::MAX) })
+    }
+
+    /// Filters are as at first, and let everything through.
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), BadState> {
+        let DeviceState::Net { pairs } = saved;
+        let pairs = usize::from(*pairs);
+        let there = self.state.as_ref().is_some_and(|state| state.has_pairs(pairs));
+        if !there || !self.use_pairs(pairs) {
+            return Err(BadState("a network card used more queues than it has here"));
+        }
+        if let Some(state) = &mut self.state {
+            state.use_pairs(pairs);
+        }
+        Ok(())
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

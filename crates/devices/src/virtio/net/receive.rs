@@ -9,7 +9,7 @@ use std::{collections::VecDeque, io, sync::Arc};
 use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port, filter::Filter};
 use crate::{
     rate_limit::RateLimiter,
-    virtio::{Buffers, GuestFault, VirtQueue},
+    virtio::{Buffers, GuestFault, Position, VirtQueue},
 };
 
 pub(super) struct Receiver {
@@ -50,6 +50,11 @@ impl Receiver {
             used: Vec::new(),
             queue,
         }
+    }
+
+    /// Where it stands. A frame that waits for more buffers is lost, as on any network.
+    pub(super) fn position(&self) -> Position {
+        self.queue.position(u16::try_from(self.chains.len()).unwrap_or(u16::MAX))
     }
 
     /// From now on frames can be large, or cannot.

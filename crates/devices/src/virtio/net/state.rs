@@ -12,7 +12,7 @@ use super::{
     receive::Receiver,
     transmit::Transmitter,
 };
-use crate::virtio::{Again, Buffers, GuestFault, Interrupt, VirtQueue};
+use crate::virtio::{Again, Buffers, GuestFault, Interrupt, Position, VirtQueue};
 
 pub(super) struct State {
     features: Features,
@@ -101,6 +101,22 @@ impl State {
         Some((pair, filter))
     }
 
+    /// Where each queue stands, in the order of their numbers.
+    pub(super) fn positions(&self) -> Vec<Position> {
+        let pairs =
+            self.pairs.iter().flat_map(|pair| [pair.receiver.position(), pair.transmitter.position()]);
+        pairs.chain(self.control.iter().map(|control| control.queue.position(0))).collect()
+    }
+
+    /// Whether so many pairs can be in use.
+    pub(super) fn has_pairs(&self, count: usize) -> bool {
+        (1..=self.pairs.len()).contains(&count)
+    }
+
+    pub(super) fn use_pairs(&mut self, count: usize) {
+        self.in_use = count.clamp(1, self.pairs.len());
+    }
+
     pub(super) fn pairs_in_use(&self) -> usize {
         self.in_use
     }
@@ -142,9 +158,7 @@ impl State {
             }
             Ask::Address(mac) if !is_multicast(&mac) => Wish::Address(mac),
             Ask::Announced => Wish::Announced,
-            Ask::Pairs(count) if (1..=self.pairs.len()).contains(&usize::from(count)) => {
-                Wish::Pairs(count.into())
-            }
+            Ask::Pairs(count) if self.has_pairs(count.into()) => Wish::Pairs(count.into()),
             Ask::Offloads(bits) if self.features.allows_offloads(bits) => {
                 Wish::Offloads(Features(bits).offloads())
             }

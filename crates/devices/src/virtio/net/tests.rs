@@ -14,7 +14,7 @@ use super::{FRAMES_PER_WAKE, Limiters, Net, Offloads, Options, Port};
 use crate::{
     rate_limit::{RateLimit, RateLimiter, TokenBucket},
     virtio::{
-        Again, Buffers, CommandError, DeviceAnswer, DeviceCommand, VirtioDevice, Wake,
+        Again, Buffers, CommandError, DeviceAnswer, DeviceCommand, DeviceState, Position, VirtioDevice, Wake,
         testing::{Buffer, FakeTime, Guest},
     },
 };
@@ -424,6 +424,23 @@ proptest! {
     }
 }
 
+#[test]
+fn buffers_taken_ahead_of_a_frame_are_found_again_by_the_next_device() {
+    let mut f = fixture(MRG, 16);
+    let rooms: Vec<Buffer> = (0..4).map(|_| f.guest.room(1526)).collect();
+    let heads: Vec<u16> = rooms.iter().map(|room| f.guest.ring(RX).add(&[*room])).collect();
+    f.arrives(frame(60));
+    f.wake(Wake::Source(0));
+    assert_eq!(f.guest.ring(RX).used(), [(heads[0], 72)]);
+    let positions = f.device.positions();
+    assert_eq!(positions[RX], Position { next_available: 1, next_used: 1 });
+    let queues = f.guest.queues_at(&positions);
+    f.device.activate(MRG, queues).unwrap();
+    f.arrives(frame(70));
+    f.wake(Wake::Source(0));
+    assert_eq!(f.guest.ring(RX).used(), [(heads[1], 82)]);
+}
+
 /// The control queue's number, where there are several pairs.
 fn control(f: &Fixture) -> usize {
     2 * f.cables.len()
@@ -693,4 +710,24 @@ proptest! {
         }
         prop_assert_eq!(f.count("commands") + f.count("refused"), commands.len() as u64);
     }
+}
+
+#[test]
+fn the_pairs_that_the_driver_uses_are_remembered() {
+    let mut f = with_pairs(3, MRG | CTRL | MQ, 16);
+    assert_eq!(f.command(&[4, 0, 2, 0]), DONE);
+    let (saved, positions) = (f.device.save().unwrap(), f.device.positions());
+    assert_eq!(positions.len(), 7);
+    assert_eq!(positions[6], Position { next_available: 1, next_used: 1 }, "of the control queue");
+    let queues = f.guest.queues_at(&positions);
+    f.device.activate(MRG | CTRL | MQ, queues).unwrap();
+    assert_eq!(f.count("queue_pairs"), 1);
+    f.device.restore(&saved).unwrap();
+    assert_eq!(f.count("queue_pairs"), 2);
+    for pairs in [0, 4, u16::MAX] {
+        f.device.restore(&DeviceState::Net { pairs }).unwrap_err();
+    }
+    f.device.reset();
+    assert_eq!(f.device.save(), None);
+    f.device.restore(&saved).unwrap_err();
 }

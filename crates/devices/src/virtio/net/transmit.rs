@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port};
 use crate::{
     rate_limit::RateLimiter,
-    virtio::{Buffers, GuestFault, VirtQueue},
+    virtio::{Buffers, GuestFault, Position, VirtQueue},
 };
 
 pub(super) struct Transmitter {
@@ -20,6 +20,11 @@ impl Transmitter {
         let frame = Buffers::new(Arc::clone(queue.memory()));
         let stray = Buffers::new(Arc::clone(queue.memory()));
         Self { queue, frame, stray }
+    }
+
+    /// Where it stands.
+    pub(super) fn position(&self) -> Position {
+        self.queue.position(0)
     }
 
     /// Move frames until the driver has no more, the port takes no more, the limiter has shut, or it is

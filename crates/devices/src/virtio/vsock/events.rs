@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::virtio::{Buffers, GuestFault, VirtQueue};
+use crate::virtio::{Buffers, GuestFault, Position, VirtQueue};
 
 pub(super) struct Events {
     queue: VirtQueue,
@@ -13,6 +13,10 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn new(queue: VirtQueue) -> Self {
         Self { queue, reset_owed: false }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.queue.position(0)
     }
 
     pub(super) fn transport_reset(&mut self) {

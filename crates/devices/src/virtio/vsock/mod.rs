@@ -33,8 +33,8 @@ use self::{
     packet::{CID_HOST, HEADER_LEN, Header, KIND_STREAM, OP_REQUEST, OP_RST, Ports},
 };
 use super::{
-    Buffers, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, VirtQueue,
-    VirtioDevice, Wake,
+    Buffers, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, Position,
+    VirtQueue, VirtioDevice, Wake,
 };
 
 /// A socket device.
@@ -297,6 +297,11 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         let Self { cid: _, bridge: _, config: _, next_port: _, streams_max: _, counters: _, state } = self;
         *state = None;
+    }
+
+    fn positions(&self) -> Vec<Position> {
+        let Some(State { receive, transmit, events, .. }) = &self.state else { return Vec::new() };
+        vec![receive.position(0), transmit.position(0), events.position()]
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

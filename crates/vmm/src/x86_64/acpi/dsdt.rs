@@ -29,6 +29,7 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
     serial_port(&mut devices);
     clock(&mut devices);
     power_button(&mut devices);
+    generation(&mut devices);
     events(&mut devices);
     processors(&mut devices, platform.cpus);
 
@@ -229,6 +230,23 @@ fn power_button(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
+/// The VM generation id (Microsoft, "Virtual Machine Generation ID"): found by its compatible id, and told
+/// where the id is by its object ADDR.
+fn generation(aml: &mut Vec<u8>) {
+    const { below_4_gib(layout::VM_GENERATION.end) };
+    let low = const { below_4_gib(layout::VM_GENERATION.start) };
+    Device::new(
+        GENERATION.into(),
+        vec![
+            &Name::new("_HID".into(), &"EC2V0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &ZERO])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
 /// The generic event device (ACPI 6.5, 5.6.9): on its line it reads which events are pending, once,
 /// since reading clears them, and tells each device that one concerns.
 fn events(aml: &mut Vec<u8>) {
@@ -259,6 +277,7 @@ fn act_if_pending(event: Event) -> Encoded {
     let mask = event.mask();
     match event {
         Event::PowerButton => notify_if(0, mask.into(), POWER_BUTTON, BUTTON_PRESSED),
+        Event::GenerationChanged => notify_if(0, mask.into(), GENERATION, GENERATION_CHANGED),
         Event::Slots => {
             let mut aml = Vec::new();
             // `^^PCI0.CHNG ()`: two scopes up, a name of two segments; a call has no other bytes.
@@ -316,6 +335,9 @@ const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 /// Notification of a button (ACPI 6.5, table 5.161).
 const BUTTON_PRESSED: u8 = 0x80;
+const GENERATION: &str = "VGEN";
+/// The notification of that specification.
+const GENERATION_CHANGED: u8 = 0x80;
 /// `_STA` (ACPI 6.5, 6.3.7): present, enabled, shown, working.
 const STATUS_PRESENT: u8 = 0xf;
 

@@ -31,6 +31,18 @@ pub struct HotPlug {
 }
 
 impl HotPlug {
+    /// For a snapshot: slots that were filled, that are wanted, and that were asked for.
+    pub fn save(&self) -> [u32; 3] {
+        [&self.filled, &self.wanted, &self.asked].map(|slots| slots.load(Ordering::Acquire))
+    }
+
+    /// As in a snapshot.
+    pub fn restore(&self, saved: [u32; 3]) {
+        for (slots, saved) in [&self.filled, &self.wanted, &self.asked].into_iter().zip(saved) {
+            slots.store(saved, Ordering::Release);
+        }
+    }
+
     /// Whether a port is one of these registers.
     pub fn claims(port: u16) -> bool {
         layout::SLOT_PORTS.contains(&port)

@@ -10,12 +10,13 @@
 //! | FADT | hardware-reduced; reset and sleep registers; no VGA, no keyboard controller |
 //! | MADT | a local APIC a vCPU, one IOAPIC |
 //! | MCFG | where PCI configuration space is |
-//! | DSDT | processors, PCI host bridge and its slots, serial port, clock, power button, events |
+//! | DSDT | processors, PCI host bridge and its slots, serial port, clock, power button, generation id, events |
 //!
 //! Invariant: the same [`Platform`] gives the same bytes, and they fit their place.
 
 mod dsdt;
 mod fixed;
+pub mod generation;
 mod hot_plug;
 mod registers;
 

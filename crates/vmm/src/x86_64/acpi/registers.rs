@@ -32,17 +32,20 @@ pub enum Event {
     PowerButton,
     /// A PCI slot was filled, or is to be let go of: [`super::HotPlug`] says which.
     Slots,
+    /// The machine has gone on from a snapshot.
+    GenerationChanged,
 }
 
 impl Event {
     /// All events, lowest bit first.
-    pub const ALL: &[Self] = &[Self::PowerButton, Self::Slots];
+    pub const ALL: &[Self] = &[Self::PowerButton, Self::Slots, Self::GenerationChanged];
 
     /// Its bit of the pending-events register.
     pub fn mask(self) -> u8 {
         match self {
             Self::PowerButton => 1 << 0,
             Self::Slots => 1 << 1,
+            Self::GenerationChanged => 1 << 7,
         }
     }
 }
@@ -90,6 +93,16 @@ impl<T: Trigger> Registers<T> {
     pub fn raise(&self, event: Event) -> Result<(), T::E> {
         self.pending.fetch_or(event.mask(), Ordering::AcqRel);
         self.line.trigger()
+    }
+
+    /// What the guest has not read yet, for a snapshot.
+    pub fn pending(&self) -> u8 {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    /// As in a snapshot. The line is not triggered: it was.
+    pub fn restore(&self, pending: u8) {
+        self.pending.store(pending, Ordering::Release);
     }
 
     /// Forgets what is pending, as a machine reset does.
