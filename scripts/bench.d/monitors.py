@@ -1,10 +1,13 @@
 """The machine monitors that are compared: how each is started on a kernel, and on a tiny guest."""
 
+import contextlib
+import ctypes
 import itertools
 import json
 import os
 import socket
 import struct
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -17,6 +20,8 @@ SOCKET_THERE_S = 10
 NUMBERS = itertools.count()
 # Every descriptor beyond the standard ones that a machine process is given lies here or above.
 FIRST_FD = 10
+# User and group of our machine processes.
+MACHINE_ID = 1_879_048_192
 
 
 class Failed(Exception):
@@ -37,6 +42,8 @@ class Launch:
     events: int = 0
     # Exit status of a good end.
     status: int = 0
+    # It is the first process of a pid namespace.
+    apart: bool = False
 
 
 class Process:
@@ -67,7 +74,8 @@ class Process:
         # The descriptors here must not be overwritten while they are being handed over.
         assert max(opened + [inside.fileno(), self.stderr]) < FIRST_FD + 90
         self.started = time.monotonic_ns()
-        self.pid = os.posix_spawn(launch.argv[0], launch.argv, os.environ, file_actions=actions)
+        with born_apart() if launch.apart else contextlib.nullcontext():
+            self.pid = os.posix_spawn(launch.argv[0], launch.argv, os.environ, file_actions=actions)
         inside.close()
         if self.events:
             events_inside.close()
@@ -138,15 +146,56 @@ class Process:
             self.events.close()
 
 
+def system(name, *arguments):
+    if ctypes.CDLL(None, use_errno=True)[name](*arguments) != 0:
+        raise Failed(f"{name}: {os.strerror(ctypes.get_errno())}")
+
+
+@contextlib.contextmanager
+def born_apart():
+    """Processes that are started meanwhile are in a pid namespace of their own, of which the first is the first."""
+    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        system("unshare", CLONE_NEWPID)
+        yield
+    finally:
+        system("setns", ours, CLONE_NEWPID)
+        os.close(ours)
+
+
+def empty_network():
+    """A path to a network namespace with nothing in it, as the daemon has one for all machines."""
+    opened = []
+
+    def make():
+        system("unshare", CLONE_NEWNET)
+        opened.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if not opened:
+        raise Failed("no network namespace can be made: are you root?")
+    return f"/proc/self/fd/{opened[0]}"
+
+
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+
 class Ec2vmm:
-    """Ours: the machine process itself, as `ec2vmm run` starts it."""
+    """Ours: the machine process itself, as the daemon starts it; in weaker sandboxes to compare with."""
 
     name = "ec2vmm"
     refuses = ()
     end = ""
 
-    def __init__(self, binary):
+    def __init__(self, binary, sandbox="full"):
         self.binary = binary
+        self.sandbox = sandbox
+        self.network = empty_network() if sandbox == "full" else None
+        if sandbox != "full":
+            self.name = f"ec2vmm, {sandbox}"
 
     def kernel(self, kernel, initrd, cmdline, disk=None, tap=None):
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": FIRST_FD + 102, "cmdline": cmdline}
@@ -199,7 +248,12 @@ class Ec2vmm:
         return Asked(self.machine(boot, files, restore=restore), None, None, None)
 
     def machine(self, boot, files, disks=(), nets=(), control=None, restore=None):
-        kvm, console, events = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111
+        kvm, console, events, network = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111, FIRST_FD + 112
+        sandbox = {"kind": self.sandbox.removesuffix(" with a network of its own")}
+        if sandbox["kind"] == "full":
+            sandbox |= {"uid": MACHINE_ID, "gid": MACHINE_ID, "network": network if self.network else None}
+        if self.network:
+            files = {**files, network: self.network}
         identity = {
             "uuid": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
             "manufacturer": "ec2vmm",
@@ -209,6 +263,7 @@ class Ec2vmm:
         config = {
             "version": 1,
             "kvm": kvm,
+            "sandbox": sandbox,
             "identity": identity,
             "cpus": 1,
             "memory_mib": MEMORY_MIB,
@@ -222,7 +277,8 @@ class Ec2vmm:
             "events": events,
             "lifeline": None,
         }
-        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, (console,), events)
+        return Launch([self.binary], json.dumps(config).encode(), {kvm: "/dev/kvm", **files}, (console,), events,
+                      apart=sandbox["kind"] == "full")
 
 
 class QemuMicrovm:

@@ -3,8 +3,14 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueHint};
-use ec2vmm_vmm_api::config::{CPUS_MAX, Format};
+use clap::{
+    ArgAction, Args as ClapArgs, Parser, Subcommand, ValueHint,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use ec2vmm_vmm_api::{
+    SandboxKind,
+    config::{CPUS_MAX, Format},
+};
 
 use crate::{
     commands::{
@@ -179,6 +185,15 @@ pub(crate) struct Run {
     #[arg(long, help_heading = CONTROL)]
     pub(crate) json: bool,
 
+    /// How the machine process is shut in [default: the strongest that this user may have here]
+    ///
+    /// `full` (the default of root) and `user` (else): nothing of this host but open descriptors; system call
+    /// filters. `user` keeps this user's ids. `landlock`: the filters, and Landlock in place of namespaces; taken
+    /// by itself where the host allows no user namespaces. Weaker ones are never taken by themselves:
+    /// `filters`: the filters alone. `off`: nothing; for finding faults.
+    #[arg(long, value_name = "KIND", value_parser = sandbox(), help_heading = CONTROL)]
+    pub(crate) sandbox: Option<SandboxKind>,
+
     /// Run although the processor shows no hardware virtualization: good for tiny guests only
     #[arg(long, hide = true)]
     pub(crate) emulated_kvm: bool,
@@ -232,6 +247,13 @@ Examples:
   ec2vmm run debian-12.qcow2
   ec2vmm run debian-12.qcow2 --type t3.medium --key ~/.ssh/id_ed25519.pub --net tap=tap0
   ec2vmm run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0 quiet' --memory 256M";
+
+fn sandbox() -> impl TypedValueParser<Value = SandboxKind> {
+    PossibleValuesParser::new(SandboxKind::ALL.iter().map(|kind| kind.name())).try_map(|name| {
+        let named = SandboxKind::ALL.iter().find(|kind| kind.name() == name);
+        named.copied().ok_or("there is no such sandbox")
+    })
+}
 
 const _: () = assert!(CPUS_MAX == 64, "the help says so");
 

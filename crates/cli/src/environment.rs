@@ -10,6 +10,8 @@ use std::{
 pub(crate) struct Environment {
     /// `EC2VMM_VMM`: the program of machine processes.
     pub(crate) vmm: Option<PathBuf>,
+    /// `EC2VMM_LOG`: what machine processes log.
+    pub(crate) vmm_log: Option<String>,
     /// `PATH`.
     pub(crate) path: Option<OsString>,
     /// `TMPDIR`.
@@ -25,6 +27,7 @@ impl Environment {
         let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self {
             vmm: path("EC2VMM_VMM"),
+            vmm_log: std::env::var("EC2VMM_LOG").ok(),
             path: std::env::var_os("PATH"),
             tmpdir: path("TMPDIR"),
             socket: path("EC2VMM_SOCKET"),

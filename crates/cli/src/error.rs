@@ -139,7 +139,10 @@ fn usual_hint(kind: FailureKind) -> Option<&'static str> {
         FailureKind::SnapshotCpu => "restore on a host with the same or a later processor of the same maker",
         FailureKind::SnapshotMachine => "give the machine what it had when the snapshot was taken",
         FailureKind::SnapshotDisk => "restore with the disks as they were when the snapshot was taken",
-        FailureKind::Other | FailureKind::Timeout => return None,
+        FailureKind::Sandbox => {
+            "`--sandbox filters` goes on with system call filters alone; see docs/SECURITY.md"
+        }
+        FailureKind::Other | FailureKind::Timeout | FailureKind::ForbiddenCall => return None,
     })
 }
 

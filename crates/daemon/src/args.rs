@@ -1,9 +1,10 @@
 //! What was typed.
 
-use std::{net::Ipv4Addr, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::Ipv4Addr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use ec2vmm_cloud::Config;
+use ec2vmm_host::sandbox::SandboxKind;
 
 /// The control daemon of ec2vmm: instances with EC2's lifecycle, on this machine.
 ///
@@ -80,6 +81,16 @@ pub(crate) struct Args {
     /// Count what machines take, but do not limit it: for hosts whose control groups cannot
     #[arg(long, help_heading = LINUX)]
     pub(crate) no_limits: bool,
+
+    /// How machine processes are shut in: `full`; weaker, for hosts that cannot and for finding faults: `filters`,
+    /// system call filters alone, or `off`
+    #[arg(long, value_name = "KIND", default_value = "full", value_parser = sandbox, help_heading = LINUX)]
+    pub(crate) sandbox: SandboxKind,
+
+    /// User and group ids that nobody else has, one for each machine's process
+    #[arg(long, value_name = "FIRST-LAST", default_value = "1879048192-1879113727", value_parser = ids,
+          help_heading = LINUX)]
+    pub(crate) machine_ids: RangeInclusive<u32>,
 
     /// Use /dev/kvm although the processor shows no hardware virtualization: stock Linux will not boot
     #[arg(long, help_heading = LINUX)]
@@ -175,6 +186,25 @@ fn ratio(given: &str) -> Result<f64, String> {
     ratio.ok_or_else(|| "a ratio is a number from 0.01 to 1000".to_owned())
 }
 
+fn sandbox(given: &str) -> Result<SandboxKind, String> {
+    let kinds = [SandboxKind::Full, SandboxKind::Filters, SandboxKind::Off];
+    let named = kinds.into_iter().find(|kind| kind.name() == given);
+    named.ok_or_else(|| "it is `full`, `filters` or `off`".to_owned())
+}
+
+fn ids(given: &str) -> Result<RangeInclusive<u32>, String> {
+    let (first, last) = given.split_once('-').ok_or("ids are FIRST-LAST, such as 200000-265535")?;
+    let number = |text: &str| text.parse::<u32>().map_err(|_| format!("`{text}` is not a user id"));
+    let (first, last) = (number(first)?, number(last)?);
+    match (first, last) {
+        (0, _) => Err("0 is root's".to_owned()),
+        // That of setresuid(2) for no change.
+        (_, u32::MAX) => Err(format!("{last} is nobody's id, ever")),
+        _ if first > last => Err(format!("there is no id from {first} to {last}")),
+        _ => Ok(first..=last),
+    }
+}
+
 fn region(given: &str) -> Result<String, String> {
     let is_name = (1..=32).contains(&given.len())
         && given.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
@@ -213,6 +243,12 @@ mod tests {
     }
 
     #[test]
+    fn machines_have_ids_of_the_default_range() {
+        let args = Args::try_parse_from(["ec2vmmd"]).unwrap();
+        assert_eq!(args.machine_ids, ec2vmm_host::sandbox::DAEMON_IDS);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         for wrong in [
             ["--cpu-overcommit", "0"],
@@ -220,6 +256,11 @@ mod tests {
             ["--stop-grace", "soon"],
             ["--region", "Mars!"],
             ["--host", "windows"],
+            ["--sandbox", "user"],
+            ["--machine-ids", "0-9"],
+            ["--machine-ids", "9-8"],
+            ["--machine-ids", "1-4294967295"],
+            ["--machine-ids", "many"],
         ] {
             assert!(Args::try_parse_from(["ec2vmmd"].into_iter().chain(wrong)).is_err(), "{wrong:?}");
         }

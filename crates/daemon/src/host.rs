@@ -56,6 +56,8 @@ fn config(args: &Args) -> Result<linux::Config, Refusal> {
         limits: !args.no_limits,
         program,
         program_variables: variables,
+        sandbox: args.sandbox,
+        ids: args.machine_ids.clone(),
         kvm_device: KVM.into(),
         emulated_kvm: args.emulated_kvm,
         network: Some(network::Config {

@@ -11,10 +11,14 @@ pub mod files;
 pub mod host;
 pub mod linux;
 pub mod machine;
+pub mod sandbox;
 pub mod seed;
 pub mod simulated;
 pub mod sockets;
+mod spawn;
+mod system_calls;
 pub mod tap;
+pub mod violation;
 
 use ec2vmm_vmm_api::FailureKind;
 

@@ -3,20 +3,18 @@
 //! Invariants: the process inherits what its configuration names and nothing else. A [`Machine`] ends when
 //! it is dropped, and also when this process is killed, because its lifeline then closes. A [`Newborn`]
 //! does nothing before it is told what to be, and outlives this process from then on.
-#![allow(unsafe_code, reason = "what is done between fork and exec")]
 
 use std::{
     fs::File,
     io::{self, Seek, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::process::ExitStatusExt,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::ExitStatus,
 };
 
-use command_fds::CommandFdExt;
 use ec2vmm_vmm_api::{
     FailureKind, MachineConfig,
     config::{self, Fd, Identity},
@@ -25,16 +23,22 @@ use rustix::{
     fs::MemfdFlags,
     net::{AddressFamily, SocketFlags, SocketType},
     pipe::PipeFlags,
-    process::{Pid, PidfdFlags},
 };
 
-use crate::{Explained, disks::Disk};
+use crate::{
+    Explained,
+    disks::Disk,
+    sandbox::Sandbox,
+    spawn::{self, Birth, Child, Namespaces},
+};
 
 /// What a machine is made of, all of it open.
 #[derive(Debug)]
 pub struct Parts {
     /// `/dev/kvm`.
     pub kvm: File,
+    /// How the process is shut in.
+    pub sandbox: Sandbox,
     /// What it says of itself.
     pub identity: Identity,
     /// vCPUs.
@@ -174,7 +178,6 @@ pub fn find_program(path: Option<&std::ffi::OsStr>) -> Result<PathBuf, Error> {
 #[derive(Debug)]
 pub struct Machine {
     child: Child,
-    pidfd: OwnedFd,
     lifeline: Option<OwnedFd>,
     /// What the guest prints can be read, what is written the guest reads. Never waits.
     pub console: OwnedFd,
@@ -185,11 +188,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts `program` in a process group of its own, so that the terminal's Ctrl-C is not for it.
+    /// Starts `program` in a process group of its own, so that the terminal's Ctrl-C is not for it, with
+    /// these `variables` and no other.
     ///
     /// # Errors
     /// [`Error::Start`], [`Error::Prepare`].
-    pub fn start(program: &Path, parts: Parts) -> Result<Self, Error> {
+    pub fn start(program: &Path, variables: &[(String, String)], parts: Parts) -> Result<Self, Error> {
         let (console, console_end) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)?;
@@ -205,23 +209,21 @@ impl Machine {
             lifeline: Some(lifeline_end),
             ..Ways::default()
         };
-        // The command, and with it our copies of what is handed over, goes at the end of this function.
-        let (mut command, config) = prepare(program, parts, ways);
-        command.stdin(document(&config)?).stderr(log_end);
-        let child = command.spawn().map_err(|source| Error::Start { program: program.to_owned(), source })?;
-        let pidfd = match open_pidfd(&child) {
-            Ok(pidfd) => pidfd,
-            Err(error) => {
-                end(child);
-                return Err(error.into());
-            }
-        };
-        Ok(Self { child, pidfd, lifeline: Some(lifeline), console, events, log })
+        // What is handed over, and with it our copies, goes at the end of this function.
+        let prepared = Prepared::new(parts, ways);
+        let document = document(&prepared.config)?;
+        let child = prepared.start(program, variables, document.as_fd(), log_end.as_fd())?;
+        Ok(Self { child, lifeline: Some(lifeline), console, events, log })
+    }
+
+    /// The process's number on this host.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
     }
 
     /// Readable when the process has ended.
     pub fn as_ended(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.pidfd()
     }
 
     /// Lets go of the lifeline: the process writes back what is to be written back, and ends.
@@ -261,6 +263,7 @@ impl Drop for Machine {
 #[derive(Debug)]
 pub struct Newborn {
     child: Child,
+    stdin: OwnedFd,
     config: Vec<u8>,
 }
 
@@ -274,19 +277,18 @@ impl Newborn {
         variables: &[(String, String)],
         parts: Parts,
         ways: Ways,
-        log: File,
+        log: &File,
     ) -> Result<Self, Error> {
-        let (mut command, config) = prepare(program, parts, ways);
-        command.stdin(Stdio::piped()).stderr(log).current_dir("/").env_clear();
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
-        let config = serde_json::to_vec(&config).map_err(io::Error::from)?;
-        let child = command.spawn().map_err(|source| Error::Start { program: program.to_owned(), source })?;
-        Ok(Self { child, config })
+        let prepared = Prepared::new(parts, ways);
+        let (stdin_end, stdin) = pipe()?;
+        let child = prepared.start(program, variables, stdin_end.as_fd(), log.as_fd())?;
+        let config = serde_json::to_vec(&prepared.config).map_err(io::Error::from)?;
+        Ok(Self { child, stdin, config })
     }
 
     /// The process's id: it is ours, so it stays the process's until we have waited for it.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.pid()
     }
 
     /// Follows the process's life.
@@ -294,18 +296,15 @@ impl Newborn {
     /// # Errors
     /// Out of descriptors.
     pub fn pidfd(&self) -> io::Result<OwnedFd> {
-        open_pidfd(&self.child)
+        self.child.pidfd().try_clone_to_owned()
     }
 
     /// Tells it what to be. It goes its own way from here.
     ///
     /// # Errors
     /// It has ended before.
-    pub fn tell(mut self) -> io::Result<()> {
-        match self.child.stdin.take() {
-            Some(mut stdin) => stdin.write_all(&self.config),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        }
+    pub fn tell(self) -> io::Result<()> {
+        File::from(self.stdin).write_all(&self.config)
     }
 
     /// Ends it, untold.
@@ -324,33 +323,30 @@ pub fn describe(status: ExitStatus) -> String {
 }
 
 /// The one place where a machine process is prepared: it inherits what the configuration names, standard
-/// streams, and nothing else, and is in a process group of its own.
-fn prepare(program: &Path, parts: Parts, ways: Ways) -> (Command, MachineConfig) {
-    let mut handed = Handed(Vec::new());
-    let config = handed.configure(parts, ways);
-    let mut command = Command::new(program);
-    command.stdout(Stdio::null()).process_group(0);
-    // SAFETY: what runs between fork and exec is one system call and a look at its error.
-    unsafe { command.pre_exec(close_all_on_exec) };
-    // After that, and in spite of it.
-    command.preserved_fds(handed.0);
-    (command, config)
+/// streams, and nothing else.
+struct Prepared {
+    config: MachineConfig,
+    handed: Vec<OwnedFd>,
+    namespaces: Namespaces,
 }
 
-/// Keeps from the new process whatever this one was born with or has not marked itself.
-fn close_all_on_exec() -> io::Result<()> {
-    const FIRST: libc::c_uint = 3;
-    // A constant of a few bits.
-    const ON_EXEC: libc::c_int = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
-    // SAFETY: it is given numbers only, and closes nothing now.
-    if unsafe { libc::close_range(FIRST, libc::c_uint::MAX, ON_EXEC) } == 0 {
-        return Ok(());
+impl Prepared {
+    fn new(parts: Parts, ways: Ways) -> Self {
+        let mut handed = Handed(Vec::new());
+        let namespaces = parts.sandbox.namespaces();
+        Self { config: handed.configure(parts, ways), handed: handed.0, namespaces }
     }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        // A kernel before 5.11: all that this process opens itself is marked.
-        Some(libc::ENOSYS | libc::EINVAL) => Ok(()),
-        _ => Err(error),
+
+    fn start(
+        &self,
+        program: &Path,
+        variables: &[(String, String)],
+        stdin: BorrowedFd<'_>,
+        stderr: BorrowedFd<'_>,
+    ) -> Result<Child, Error> {
+        let (handed, namespaces) = (self.handed.as_slice(), self.namespaces);
+        spawn::spawn(&Birth { program, variables, stdin, stderr, handed, namespaces })
+            .map_err(|source| Error::Start { program: program.to_owned(), source })
     }
 }
 
@@ -372,6 +368,7 @@ impl Handed {
         let [record, events, lifeline] = [ways.record, ways.events, ways.lifeline].map(given);
         let Parts {
             kvm,
+            sandbox,
             identity,
             cpus,
             memory_mib,
@@ -388,6 +385,17 @@ impl Handed {
         MachineConfig {
             version: ec2vmm_vmm_api::VERSION,
             kvm: self.hand(kvm),
+            sandbox: match sandbox {
+                Sandbox::Full { id, network } => ec2vmm_vmm_api::Sandbox::Full {
+                    uid: id,
+                    gid: id,
+                    network: network.map(|network| self.hand(network)),
+                },
+                Sandbox::User => ec2vmm_vmm_api::Sandbox::User,
+                Sandbox::Landlock => ec2vmm_vmm_api::Sandbox::Landlock,
+                Sandbox::Filters => ec2vmm_vmm_api::Sandbox::Filters,
+                Sandbox::Off => ec2vmm_vmm_api::Sandbox::Off,
+            },
             identity,
             cpus,
             memory_mib,
@@ -448,10 +456,6 @@ fn document(config: &MachineConfig) -> io::Result<File> {
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?)
-}
-
-fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
-    Ok(rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
 }
 
 fn end(mut child: Child) {

@@ -8,6 +8,8 @@ use std::num::NonZeroU64;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::sandbox::Sandbox;
+
 /// The number of an open descriptor that the machine process inherits.
 pub type Fd = i32;
 
@@ -19,6 +21,8 @@ pub struct MachineConfig {
     pub version: u32,
     /// `/dev/kvm`, open for reading and writing.
     pub kvm: Fd,
+    /// How the process is shut in.
+    pub sandbox: Sandbox,
     /// What the machine says of itself by SMBIOS.
     pub identity: Identity,
     /// vCPUs, 1 to 64.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     control::Booted,
     exit::{Exit, Failure},
+    sandbox::SandboxKind,
 };
 
 /// Something that happened. `us` counts microseconds since the process started.
@@ -12,6 +13,13 @@ use crate::{
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
+    /// The process is shut in; it has looked at nothing of the guest's yet.
+    Sandboxed {
+        /// Microseconds since the process started.
+        us: u64,
+        /// How.
+        sandbox: SandboxKind,
+    },
     /// Kernel and initrd are in memory.
     Loaded {
         /// Microseconds since the process started.

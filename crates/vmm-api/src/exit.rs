@@ -114,6 +114,10 @@ failure_kinds! {
     SnapshotMachine = 33,
     /// A disk is not as it was when the snapshot was taken.
     SnapshotDisk = 34,
+    /// The machine process cannot be shut in on this host as it was asked.
+    Sandbox = 35,
+    /// The machine process did what its sandbox forbids, and was killed.
+    ForbiddenCall = 36,
     /// The guest was not done when the time of `--timeout` had passed.
     Timeout = 124,
 }

@@ -20,7 +20,7 @@ use ec2vmm_devices::{
     },
 };
 use ec2vmm_vmm_api::{
-    Exit, MachineConfig,
+    Event, Exit, MachineConfig,
     config::{self, Boot},
     control::{Booted, State},
 };
@@ -44,6 +44,7 @@ use crate::{
     rate_limits::limiter,
     reclaim::Madvise,
     report::Report,
+    sandbox,
     slots::{DISKS, NETS, Part, Slot, Slots},
     snapshot::Snapshot,
     vcpu,
@@ -53,10 +54,15 @@ use crate::{
 /// Runs a machine from its birth to its end.
 pub fn run(config: MachineConfig, born: Instant) -> Exit {
     let mut report = Report::new(born);
-    let descriptors = match take_descriptors(&config, &mut report) {
+    let mut descriptors = match take_descriptors(&config, &mut report) {
         Ok(descriptors) => descriptors,
         Err(error) => return fail(&mut report, &error),
     };
+    if let Err(error) = sandbox::enter(&config.sandbox, descriptors.network.take()) {
+        return fail(&mut report, &error.into());
+    }
+    let sandbox = config.sandbox.kind();
+    report.tell(|us| Event::Sandboxed { us, sandbox });
     match build(config, descriptors) {
         Ok(machine) => machine(report).live(),
         Err(error) => fail(&mut report, &error),
@@ -89,7 +95,8 @@ fn build(
     descriptors: Descriptors,
 ) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
-    let Descriptors { kvm, boot, restore, disks, taps, vsock, console, control, lifeline } = descriptors;
+    let Descriptors { kvm, network: _, boot, restore, disks, taps, vsock, console, control, lifeline } =
+        descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
     let snapshot = restore.map(|files| open_snapshot(files, &config)).transpose()?;

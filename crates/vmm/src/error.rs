@@ -12,6 +12,7 @@ use crate::{
     boot_source::SourceError,
     inherited::InheritedError,
     memory::MemoryError,
+    sandbox::SandboxError,
     smbios,
     snapshot::RestoreError,
     vm::KvmError,
@@ -35,6 +36,9 @@ pub enum MachineError {
     /// A descriptor is missing.
     #[error(transparent)]
     Inherited(#[from] InheritedError),
+    /// The process cannot be shut in.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// KVM refused.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -95,6 +99,7 @@ impl MachineError {
     fn kind_and_hint(&self) -> (FailureKind, Option<String>) {
         match self {
             Self::Config(_) | Self::Inherited(_) => (FailureKind::Usage, None),
+            Self::Sandbox(_) => (FailureKind::Sandbox, None),
             Self::Cpus { .. } => (FailureKind::Cpus, None),
             Self::Memory(MemoryError::HugePages { pages, .. }) => (
                 FailureKind::Memory,

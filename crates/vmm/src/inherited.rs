@@ -10,7 +10,7 @@ use std::{
 };
 
 use ec2vmm_vmm_api::{
-    MachineConfig,
+    MachineConfig, Sandbox,
     config::{Boot, Fd},
 };
 use rustix::fd::BorrowedFd;
@@ -45,6 +45,8 @@ pub enum InheritedError {
 pub struct Descriptors {
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
+    /// A network namespace to be in.
+    pub network: Option<OwnedFd>,
     /// Kernel and initrd, where they are not on the first disk.
     pub boot: Option<BootFiles>,
     /// A snapshot to go on from.
@@ -90,6 +92,10 @@ impl Descriptors {
         let mut take = |fd: Fd, what: &'static str| inherited.take(fd, what);
         Ok(Self {
             kvm: take(config.kvm, "/dev/kvm")?,
+            network: match config.sandbox {
+                Sandbox::Full { network: Some(fd), .. } => Some(take(fd, "the network namespace")?),
+                _ => None,
+            },
             boot: match &config.boot {
                 Boot::Disk { .. } => None,
                 Boot::Files { kernel, initrd, .. } => Some(BootFiles {

@@ -29,6 +29,7 @@ pub mod parts;
 pub mod rate_limits;
 pub mod reclaim;
 pub mod report;
+pub mod sandbox;
 pub mod slots;
 pub mod smbios;
 pub mod snapshot;

@@ -180,7 +180,8 @@ fn cut(event: &mut Event, limit: usize) {
             shorten(&mut failure.message);
             failure.hint.iter_mut().for_each(shorten);
         }
-        Event::Running { .. }
+        Event::Sandboxed { .. }
+        | Event::Running { .. }
         | Event::Restored { .. }
         | Event::Reset { .. }
         | Event::Paused { .. }

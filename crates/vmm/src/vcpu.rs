@@ -24,6 +24,7 @@ use crate::{
     bus::{Bus, GuestRequest},
     gate::{Gate, Pass, Passed},
     mailbox::{Notice, Sender},
+    sandbox,
     vm::{KvmError, Vm},
     watch::Seen,
     x86_64::{boot::Entry, cpuid, registers},
@@ -108,6 +109,7 @@ impl Vcpu {
         let thread = {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_BYTES).spawn(move || {
+                sandbox::narrow(sandbox::Thread::Vcpu);
                 let end = live(&shared, &pass, &bus, &counters);
                 // The guest's devices must be let go of before whoever hears of the end drops them.
                 drop(bus);

@@ -3,7 +3,7 @@
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
 use ec2vmm_host::machine;
-use ec2vmm_vmm_api::{Exit, FailureKind};
+use ec2vmm_vmm_api::{Exit, Failure, FailureKind};
 
 use super::events::End;
 use crate::{error::Error, value::duration::Span};
@@ -26,13 +26,18 @@ pub(crate) enum Cause {
     OutputClosed,
 }
 
-/// What we did to it counts first, then what it told, then how its process ended.
+/// What we did to it counts first, then whether its sandbox has killed it, then what it told, then how its
+/// process ended.
 pub(crate) fn conclude(
     cause: Option<Cause>,
+    violation: Option<Failure>,
     status: Option<ExitStatus>,
     told: Option<End>,
     timeout: Option<Span>,
 ) -> Result<Ending, Error> {
+    if let (None, Some(failure)) = (cause, violation) {
+        return Err(Error::Failed(failure));
+    }
     match (cause, told) {
         (Some(Cause::Left), _) => Ok(Ending::PowerOff),
         (Some(Cause::Signal(signal)), _) => Ok(Ending::Signal(signal)),
@@ -79,6 +84,7 @@ const SIGKILL: i32 = 9;
 mod tests {
     use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
+    use ec2vmm_host::violation;
     use ec2vmm_vmm_api::{Exit, Failure, FailureKind};
     use expect_test::{Expect, expect};
 
@@ -109,6 +115,14 @@ mod tests {
         );
         check(None, 9, None, &expect!["1: the machine process was ended by signal 9 and did not say why"]);
         check(None, 11, None, &expect!["1: the machine process was ended by signal 11 and did not say why"]);
+        check(
+            None,
+            31,
+            told(Exit::PowerOff),
+            &expect![
+                "34: the machine process was killed by its sandbox: it made a system call, which is not allowed"
+            ],
+        );
         check(Some(Cause::Left), 3 << 8, told(Exit::Abandoned), &expect!["PowerOff"]);
         check(Some(Cause::Signal(15)), 9, None, &expect!["Signal(15)"]);
         check(
@@ -122,7 +136,9 @@ mod tests {
 
     fn check(cause: Option<Cause>, status: i32, told: Option<End>, expect: &Expect) {
         let timeout = "90s".parse().ok();
-        let seen = match conclude(cause, Some(ExitStatus::from_raw(status)), told, timeout) {
+        let status = ExitStatus::from_raw(status);
+        let violation = violation::failure(u32::MAX, status);
+        let seen = match conclude(cause, violation, Some(status), told, timeout) {
             Ok(ending) => format!("{ending:?}"),
             Err(error) => format!("{}: {error}", error.code()),
         };

@@ -6,6 +6,7 @@ use std::{ffi::OsStr, os::fd::OwnedFd, path::PathBuf, time::Instant};
 use ec2vmm_host::{
     capacity, disks, files,
     machine::{self, Machine, Net, Parts},
+    sandbox::Sandbox,
     sockets::{Dialer, Listener, listen_unnamed},
     tap,
 };
@@ -62,8 +63,13 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
     let (control_end, dialer) = control_socket(plan, control.as_ref())?;
     let vsock_end =
         vsock.as_ref().map(Listener::try_clone).transpose().map_err(failed_to("hand over a socket"))?;
+    let sandbox = Sandbox::for_this_process(plan.sandbox)?;
+    if matches!(sandbox, Sandbox::Landlock) && plan.sandbox.is_none() {
+        notes.push("this host allows no user namespaces: the machine process is shut in by Landlock".into());
+    }
     let parts = Parts {
         kvm,
+        sandbox,
         identity: identity(&plan.size.product),
         cpus: plan.size.cpus,
         memory_mib: plan.size.memory_mib,
@@ -78,7 +84,7 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
         control: Some(control_end),
     };
     *born = Instant::now();
-    let machine = Machine::start(&program, parts)?;
+    let machine = Machine::start(&program, &plan.variables, parts)?;
     let sockets = vsock.into_iter().chain(control).collect();
     Ok(Launched { machine, notes, console_file, control: dialer, _sockets: sockets })
 }

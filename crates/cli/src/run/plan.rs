@@ -10,7 +10,7 @@ use ec2vmm_host::{
 };
 use ec2vmm_model::{InstanceType, instance_types};
 use ec2vmm_vmm_api::{
-    FailureKind,
+    FailureKind, SandboxKind,
     config::{Balloon, CPUS_MAX, DISKS_MAX, Entropy, MEMORY_MIB_MIN, NETS_MAX, QUEUES_USUAL_MAX, RateLimit},
 };
 
@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     /// Events go to standard output.
     pub(crate) events: bool,
     pub(crate) timeout: Option<Span>,
+    /// How the machine process is shut in; nothing leaves it to the host.
+    pub(crate) sandbox: Option<SandboxKind>,
     pub(crate) kvm_device: PathBuf,
     /// KVM may emulate every instruction.
     pub(crate) emulated_kvm: bool,
@@ -48,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) scratch: PathBuf,
     /// The program of the machine process, where it is not to be looked for.
     pub(crate) program: Option<PathBuf>,
+    /// All of the environment that it gets.
+    pub(crate) variables: Vec<(String, String)>,
     /// Where to look for it else, beside this program.
     pub(crate) path: Option<std::ffi::OsString>,
 }
@@ -125,10 +129,12 @@ impl Plan {
             },
             events: args.json,
             timeout: args.timeout,
+            sandbox: args.sandbox,
             kvm_device: args.kvm_device.clone(),
             emulated_kvm: args.emulated_kvm,
             scratch: environment.scratch(),
             program: environment.vmm.clone(),
+            variables: environment.vmm_log.iter().map(|level| ("EC2VMM_LOG".into(), level.clone())).collect(),
             path: environment.path.clone(),
         })
     }

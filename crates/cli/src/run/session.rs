@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ec2vmm_host::violation;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -418,7 +419,9 @@ impl Session {
         if let Some(console) = console.filter(|console| console.is_terminal() && console.is_within_line()) {
             console.write(b"\r\n").map_err(failed_to("write to the terminal"))?;
         }
-        conclude(self.cause, self.status, self.told, plan.timeout)
+        let pid = self.launched.machine.pid();
+        let violation = self.status.and_then(|status| violation::failure(pid, status));
+        conclude(self.cause, violation, self.status, self.told, plan.timeout)
     }
 }
 

@@ -224,10 +224,10 @@ fn the_host() {
     host.check(
         host.run("disk.raw").env("EC2VMM_VMM", "./nothing"),
         &expect![[r#"
-        status 1
-        -- stderr
-        ec2vmm: cannot start ./nothing: No such file or directory (os error 2)
-    "#]],
+            status 1
+            -- stderr
+            ec2vmm: cannot start ./nothing: executing it: No such file or directory (os error 2)
+        "#]],
     );
     host.check(
         host.run("disk.raw").env("TMPDIR", "./nothing"),

@@ -14,7 +14,8 @@
 //! | `wait` | waits until the lifeline is let go, prints `released`, ends with status 3 |
 //! | `stuck` | waits for ever |
 //! | `exit N` | ends with status N |
-//! | `crash` | ends by signal 6 |
+//! | `crash` | ends by signal 4 |
+//! | `forbidden` | ends by signal 31, as one that its sandbox kills |
 
 // The descriptors come by number.
 #![allow(unsafe_code, reason = "inherited descriptors")]
@@ -45,7 +46,9 @@ fn plays_its_part() {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
     if let Ok(path) = std::env::var(CONFIG) {
-        std::fs::write(format!("{path}.pid"), std::process::id().to_string()).unwrap();
+        // In its own namespace it is the first; out here it has another number.
+        let pid = std::fs::read_link("/proc/self").unwrap();
+        std::fs::write(format!("{path}.pid"), pid.to_str().unwrap()).unwrap();
         // Whoever waits for the file must never see half of it.
         std::fs::write(format!("{path}.new"), &text).unwrap();
         std::fs::rename(format!("{path}.new"), path).unwrap();
@@ -75,11 +78,32 @@ fn plays_its_part() {
                 std::thread::park();
             },
             "exit" => exit(rest.parse().unwrap()),
-            "crash" => std::process::abort(),
+            // Of a signal that it sent itself, the first process of a namespace would not die.
+            // SAFETY: the instruction does nothing but end the process.
+            "crash" => unsafe { std::arch::asm!("ud2") },
+            "forbidden" => forbidden(),
             other => panic!("no such step: {other}"),
         }
     }
     exit(0)
+}
+
+/// Under a filter of its own: load the call's number; is it getppid? kill the process; else allow.
+fn forbidden() -> ! {
+    let word = |code, jf, k: i64| libc::sock_filter { code, jt: 0, jf, k: u32::try_from(k).unwrap() };
+    let words = [
+        word(0x20, 0, 0),
+        word(0x15, 1, libc::SYS_getppid),
+        word(0x06, 0, 0x8000_0000),
+        word(0x06, 0, 0x7fff_0000),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: words.as_ptr().cast_mut() };
+    rustix::thread::set_no_new_privs(true).unwrap();
+    // SAFETY: the program is four instructions long, and outlives the call.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program) }, 0);
+    // SAFETY: asks for a number.
+    unsafe { libc::getppid() };
+    panic!("it was not killed")
 }
 
 fn flood(console: &UnixStream, lines: u64) {

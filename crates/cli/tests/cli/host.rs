@@ -18,20 +18,28 @@ use crate::{daemon::Daemon, fake};
 /// A host with an image, `disk.raw`, and a device that stands for KVM.
 pub(crate) struct Host {
     folder: TempDir,
-    part: String,
 }
 
 impl Host {
     /// Its machines play this part.
     pub(crate) fn new(part: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let host = Self { folder, part: part.to_owned() };
+        let host = Self { folder };
         std::fs::create_dir(host.path("tmp")).unwrap();
         std::fs::write(host.path("kvm"), "").unwrap();
         std::fs::File::create(host.path("disk.raw")).unwrap().set_len(1 << 20).unwrap();
         let program = std::env::current_exe().unwrap();
-        let script =
-            format!("#!/bin/sh\nexec '{}' --exact {} --ignored --nocapture\n", program.display(), fake::TEST);
+        std::fs::write(host.path("part"), part).unwrap();
+        // A machine process gets no environment but what is meant for it.
+        let script = format!(
+            "#!/bin/sh\nexport {}=\"$(cat '{}')\" {}='{}'\nexec '{}' --exact {} --ignored --nocapture\n",
+            fake::PART,
+            host.path("part").display(),
+            fake::CONFIG,
+            host.path("config.json").display(),
+            program.display(),
+            fake::TEST
+        );
         std::fs::write(host.path("vmm"), script).unwrap();
         std::fs::set_permissions(host.path("vmm"), std::fs::Permissions::from_mode(0o755)).unwrap();
         host
@@ -50,7 +58,6 @@ impl Host {
         // Never one that may run on the real host.
         command.env("EC2VMM_SOCKET", self.path("daemon.sock"));
         command.env_remove("EC2VMM_COMPLETE").env_remove("NO_COLOR").env_remove("TERM");
-        command.env(fake::PART, &self.part).env(fake::CONFIG, self.path("config.json"));
         command
     }
 

@@ -73,8 +73,9 @@ impl Cgroups {
                     parent.display()
                 )));
             }
-            for group in [parent, root] {
-                for name in CONTROLLERS {
+            let wanted = CONTROLLERS.iter().chain(OPTIONAL.iter().filter(|name| has(name)));
+            for name in wanted {
+                for group in [parent, root] {
                     write(&group.join("cgroup.subtree_control"), &format!("+{name}"))?;
                 }
             }
@@ -109,11 +110,16 @@ impl Cgroup {
             let headroom = HEADROOM_BYTES + (limits.memory_mib << 20) / HEADROOM_SHARE;
             let memory = (limits.memory_mib << 20).saturating_add(headroom);
             self.write("memory.max", &memory.to_string())?;
+            // What memory.max does not let it keep shall not go on in the host's swap without end.
+            self.write_if_there("memory.swap.max", &memory.to_string())?;
             self.write("memory.oom.group", "1")?;
             self.write("pids.max", &TASKS_MAX.to_string())?;
             // Where processors are promised several times, each vCPU has the same share.
             let weight = (u64::from(limits.vcpus) * WEIGHT_OF_VCPU).clamp(1, WEIGHT_MAX);
             self.write("cpu.weight", &weight.to_string())?;
+            // The same of disks, where the host's scheduler of a disk goes by it; the device's own limits
+            // are the machine's.
+            self.write_if_there("io.weight", &weight.to_string())?;
             self.throttle(limits.throttle)?;
         }
         Ok(())
@@ -210,6 +216,11 @@ impl Cgroup {
         Ok(Taken { cpu_us: field(&stat, "usage_usec"), memory_bytes })
     }
 
+    /// Where this kernel has such a file: swap and weights of disks can be left out of it.
+    fn write_if_there(&self, name: &str, value: &str) -> Result<(), Error> {
+        if self.path.join(name).exists() { self.write(name, value) } else { Ok(()) }
+    }
+
     fn write(&self, name: &str, value: &str) -> Result<(), Error> {
         write(&self.path.join(name), value)
     }
@@ -243,6 +254,8 @@ fn unusable(message: String) -> Error {
 }
 
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Used where the host has them.
+const OPTIONAL: [&str; 1] = ["io"];
 /// What a machine process takes beside its guest's memory: itself, page tables, requests under way, and
 /// what the kernel keeps for it.
 const HEADROOM_BYTES: u64 = 64 << 20;
@@ -343,7 +356,14 @@ pub(super) mod tests {
         let read = |name: &str| std::fs::read_to_string(cgroup.path.join(name)).unwrap();
         assert_eq!(read("cpu.max"), "20000 100000\n");
         assert_eq!(read("cpu.weight"), "200\n");
-        assert_eq!(read("memory.max"), format!("{}\n", (1024 + 64 + 16) << 20));
+        let memory = format!("{}\n", (1024 + 64 + 16) << 20);
+        assert_eq!((read("memory.max"), read("pids.max")), (memory.clone(), "512\n".to_owned()));
+        if cgroup.path.join("memory.swap.max").exists() {
+            assert_eq!(read("memory.swap.max"), memory);
+        }
+        if cgroup.path.join("io.weight").exists() {
+            assert_eq!(read("io.weight"), "default 200\n");
+        }
         cgroup.throttle(Throttle::Full).unwrap();
         assert_eq!(read("cpu.max"), "max 100000\n");
     }

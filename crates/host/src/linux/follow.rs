@@ -2,12 +2,13 @@
 
 use std::{
     os::fd::OwnedFd,
+    process::ExitStatus,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use ec2vmm_model::ids::InstanceId;
-use ec2vmm_vmm_api::Event;
+use ec2vmm_vmm_api::{Event, Exit};
 use tokio::{
     sync::{broadcast, watch},
     task::JoinSet,
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     control::{Control, Events},
     host::{Ending, Error, News, NewsKind},
+    violation,
 };
 
 /// A machine that is followed.
@@ -174,15 +176,17 @@ impl Follower {
                 self.hear(&event);
             }
         }
-        if let Err(error) = self.process.reap() {
+        let status = self.process.reap().unwrap_or_else(|error| {
             tracing::warn!(instance = %self.life.instance, %error, "waiting for a machine process");
-        }
-        self.end().await;
+            None
+        });
+        self.end(status).await;
     }
 
     fn hear(&mut self, event: &Event) {
         let us = match event {
-            Event::Loaded { us, .. }
+            Event::Sandboxed { us, .. }
+            | Event::Loaded { us, .. }
             | Event::Running { us }
             | Event::Restored { us }
             | Event::Reset { us }
@@ -208,6 +212,7 @@ impl Follower {
             | Event::Detached { .. }
             | Event::Stuck { .. }
             | Event::Recovered { .. }
+            | Event::Sandboxed { .. }
             | Event::Ended { .. } => {}
         }
         if is_news {
@@ -228,6 +233,7 @@ impl Follower {
                 | Event::Resumed { .. }
                 | Event::Attached { .. }
                 | Event::Detached { .. }
+                | Event::Sandboxed { .. }
                 | Event::Ended { .. } => {}
             }
         }
@@ -239,9 +245,19 @@ impl Follower {
         }
     }
 
-    async fn end(self) {
+    async fn end(self, status: Option<ExitStatus>) {
         let folder = self.life.folder.clone();
-        let ending = blocking(move || folder.ending()).await.unwrap_or_else(|error| {
+        let ending = blocking(move || {
+            // Whatever it may have said of itself: what has to be killed by its sandbox is not to be believed.
+            let violation = status.and_then(|status| violation::failure(folder.pid(), status));
+            match violation {
+                Some(failure) => {
+                    Ok(Ending::Told { exit: Exit::Failed(failure.kind), failure: Some(failure) })
+                }
+                None => folder.ending(),
+            }
+        });
+        let ending = ending.await.unwrap_or_else(|error| {
             tracing::warn!(instance = %self.life.instance, %error, "how a machine ended");
             Ending::Silent
         });

@@ -15,7 +15,7 @@ use std::{
 
 use ec2vmm_model::ids::InstanceId;
 use ec2vmm_vmm_api::{
-    Failure, FailureKind,
+    Failure, FailureKind, SandboxKind,
     config::{Balloon, Entropy, Identity},
 };
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
@@ -26,7 +26,9 @@ use super::{
     changed,
     error::{blocking, explain, other, system, with_causes},
     follow::{self, Began, Followers, Life, Phase},
-    guest_data, pidfd,
+    guest_data,
+    ids::Ids,
+    pidfd,
     run_dir::{LOG, MachineDir, Plan, RECORD, RunDir},
     volumes::Volumes,
 };
@@ -36,6 +38,7 @@ use crate::{
     disks::Disk,
     host::{Ending, Error, FoundMachine, MachinePlan, News, Started},
     machine::{Boot, Net, Newborn, Parts, Ways},
+    sandbox::Sandbox,
     sockets,
 };
 
@@ -46,6 +49,10 @@ pub(super) struct Settings {
     pub(super) program_variables: Vec<(String, String)>,
     pub(super) kvm_device: PathBuf,
     pub(super) emulated_kvm: bool,
+    pub(super) sandbox: SandboxKind,
+    /// For every machine to be in, where there is one.
+    pub(super) empty_network: Option<Arc<OwnedFd>>,
+    pub(super) ids: Ids,
     /// Where each console's log is, by instance id.
     pub(super) consoles: PathBuf,
 }
@@ -159,6 +166,7 @@ impl Machines {
         // What is in the group without a plan could be nobody's machine.
         end_all(cgroup.clone()).await?;
         blocking(move || sweep(&folder, &cgroup)).await?;
+        self.settings.ids.release(instance);
         *place = None;
         drop(place);
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,8 +259,11 @@ impl Machines {
             match birth.give(&volumes, nets, &mut so_far) {
                 Ok(pidfd) => Ok((pidfd, so_far)),
                 Err(error) => {
-                    if let Err(left) = sweep(&folder, &cgroup) {
-                        tracing::warn!(instance = %plan.instance, error = %left, "a start left something");
+                    match sweep(&folder, &cgroup) {
+                        Ok(()) => settings.ids.release(&plan.instance),
+                        Err(left) => {
+                            tracing::warn!(instance = %plan.instance, error = %left, "a start left something");
+                        }
                     }
                     Err(error)
                 }
@@ -317,7 +328,9 @@ impl Birth<'_> {
         steps.done("make seed", since);
 
         let since = Instant::now();
-        let named = Plan { instance: plan.instance.clone(), generation: plan.generation };
+        let id = self.settings.ids.take(&plan.instance)?;
+        let own = (self.settings.sandbox == SandboxKind::Full).then_some(id);
+        let named = Plan { instance: plan.instance.clone(), generation: plan.generation, id: own };
         self.folder.create(&named)?;
         let (throttle, vcpus, memory_mib) = (plan.throttle, plan.vcpus, plan.memory_mib);
         self.cgroup.create(&Limits { throttle, vcpus, memory_mib })?;
@@ -328,8 +341,11 @@ impl Birth<'_> {
             record: Some(self.folder.file(RECORD)?.into()),
             ..Ways::default()
         };
+        let network = self.settings.empty_network.as_ref().map(|network| network.try_clone()).transpose();
+        let network = network.map_err(system("handing over a network namespace"))?;
         let parts = Parts {
             kvm,
+            sandbox: Sandbox::of(self.settings.sandbox, id, network),
             identity: identity(plan),
             cpus: plan.vcpus,
             memory_mib: plan.memory_mib,
@@ -346,7 +362,7 @@ impl Birth<'_> {
         steps.done("prepare", since);
         let since = Instant::now();
         let Settings { program, program_variables, .. } = self.settings;
-        let newborn = Newborn::start(program, program_variables, parts, ways, self.folder.file(LOG)?)
+        let newborn = Newborn::start(program, program_variables, parts, ways, &self.folder.file(LOG)?)
             .map_err(|error| explain(&error))?;
         let pidfd = self.settle(newborn)?;
         steps.done("spawn", since);
@@ -486,7 +502,10 @@ pub(super) fn has_run(ending: &Ending) -> bool {
         Ending::Told { failure: None, .. } => true,
         Ending::Told { failure: Some(failure), .. } => matches!(
             failure.kind,
-            FailureKind::TripleFault | FailureKind::GuestPanic | FailureKind::KvmInternalError
+            FailureKind::TripleFault
+                | FailureKind::GuestPanic
+                | FailureKind::KvmInternalError
+                | FailureKind::ForbiddenCall
         ),
     }
 }

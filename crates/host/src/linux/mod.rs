@@ -9,6 +9,7 @@ mod console;
 mod error;
 mod follow;
 mod guest_data;
+mod ids;
 mod images;
 mod inventory;
 mod machines;
@@ -25,6 +26,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     fs::DirBuilder,
+    ops::RangeInclusive,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -37,6 +39,7 @@ use ec2vmm_model::{
     ids::{InstanceId, InterfaceId, VolumeId, VpcId},
 };
 use ec2vmm_vmm_api::{
+    SandboxKind,
     config::QUEUES_USUAL_MAX,
     control::{Metrics, PowerAction},
 };
@@ -46,6 +49,7 @@ use self::{
     cgroups::Cgroups,
     console::Consoles,
     error::{blocking, explain, other, system},
+    ids::Ids,
     images::Images,
     machines::{Machines, Settings, Steps},
     network::Network,
@@ -59,6 +63,7 @@ use crate::{
         News, Started, Stream, Usage, VolumePlan,
     },
     machine::Net,
+    sandbox,
 };
 
 /// How this host is used.
@@ -76,6 +81,11 @@ pub struct Config {
     pub program: PathBuf,
     /// All the environment that a machine process gets, such as `EC2VMM_LOG`.
     pub program_variables: Vec<(String, String)>,
+    /// How machine processes are shut in.
+    pub sandbox: SandboxKind,
+    /// User ids, and group ids of the same numbers, of which each machine's process has one. Nobody else has
+    /// them: see [`crate::sandbox::DAEMON_IDS`].
+    pub ids: RangeInclusive<u32>,
     /// `/dev/kvm`.
     pub kvm_device: PathBuf,
     /// The host's KVM may emulate every instruction.
@@ -134,14 +144,21 @@ impl Linux {
             let images = Images::new(folder("images")?, volumes.clone());
             let volumes = Volumes::start(volumes, images.clone())?;
             let consoles = folder("consoles")?;
+            let empty_network = match config.sandbox {
+                SandboxKind::Full => Some(sandbox::empty_network().map_err(|error| explain(&error))?),
+                _ => None,
+            };
+            let run_dir = RunDir::start(config.run_dir.join("machines"))?;
             let settings = Settings {
+                sandbox: config.sandbox,
+                empty_network: empty_network.map(Arc::new),
+                ids: Ids::start(config.ids, &run_dir)?,
                 program: config.program,
                 program_variables: config.program_variables,
                 kvm_device: config.kvm_device,
                 emulated_kvm: config.emulated_kvm,
                 consoles: consoles.clone(),
             };
-            let run_dir = RunDir::start(config.run_dir.join("machines"))?;
             let cgroups = Cgroups::start(&config.cgroup, config.limits)?;
             Ok(Shared {
                 capacity: capacity()?,

@@ -4,10 +4,13 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    process::ExitStatus,
 };
 
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, WaitIdOptions};
 use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::spawn::waited;
 
 /// A process whose end can be waited for.
 #[derive(Debug)]
@@ -36,20 +39,19 @@ impl Process {
         self.0.readable().await.map(drop)
     }
 
-    /// Waits for a child that is gone, so that nothing is left of it. One that was found is somebody else's
-    /// child.
-    pub(super) fn reap(&self) -> io::Result<()> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        match rustix::process::waitid(WaitId::PidFd(self.0.get_ref().as_fd()), options) {
-            Ok(_) | Err(rustix::io::Errno::CHILD) => Ok(()),
-            Err(error) => Err(error.into()),
+    /// Waits for a child that is gone, so that nothing is left of it, and says how it ended. One that was found
+    /// is somebody else's child.
+    pub(super) fn reap(&self) -> io::Result<Option<ExitStatus>> {
+        match waited(self.0.get_ref().as_fd(), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+            result => result,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{os::unix::process::ExitStatusExt, process::Command};
 
     use super::{Process, open};
 
@@ -59,8 +61,8 @@ mod tests {
         let process = Process::new(open(child.id()).unwrap().unwrap()).unwrap();
         child.kill().unwrap();
         process.gone().await.unwrap();
-        process.reap().unwrap();
-        process.reap().unwrap();
+        assert_eq!(process.reap().unwrap().and_then(|status| status.signal()), Some(9));
+        assert_eq!(process.reap().unwrap(), None);
         assert!(child.wait().is_err(), "it was waited for");
         assert!(open(u32::MAX).unwrap().is_none());
     }

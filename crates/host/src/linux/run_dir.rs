@@ -34,6 +34,9 @@ pub(super) struct MachineDir {
 pub(super) struct Plan {
     pub(super) instance: InstanceId,
     pub(super) generation: u64,
+    /// The user id of its process, if it has one of its own.
+    #[serde(default)]
+    pub(super) id: Option<u32>,
 }
 
 impl RunDir {
@@ -129,6 +132,12 @@ impl MachineDir {
         }
     }
 
+    /// The number that the machine's process has, or had; 0 where it did not get that far.
+    pub(super) fn pid(&self) -> u32 {
+        let text = fs::read_to_string(self.path.join("pid")).unwrap_or_default();
+        text.trim().parse().unwrap_or_default()
+    }
+
     /// The last of what the process has logged: why it did not start, where it could not say so otherwise.
     pub(super) fn last_words(&self) -> Option<String> {
         let log = fs::read(self.path.join(LOG)).ok()?;
@@ -188,7 +197,7 @@ mod tests {
         let instance = InstanceId::from_random(7);
         let machine = run_dir.of(&instance);
         assert_eq!(machine.plan().unwrap(), None);
-        let plan = Plan { instance: instance.clone(), generation: 3 };
+        let plan = Plan { instance: instance.clone(), generation: 3, id: Some(70_000) };
         machine.create(&plan).unwrap();
         assert_eq!(machine.plan().unwrap(), Some(plan.clone()));
         assert_eq!(machine.ending().unwrap(), Ending::Silent);

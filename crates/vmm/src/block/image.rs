@@ -19,6 +19,8 @@ use ec2vmm_devices::{
 };
 use ec2vmm_image::{Disk, Format};
 
+use crate::sandbox;
+
 /// Serves an [`ec2vmm_image::Disk`].
 pub struct ImageBackend {
     disk: Disk,
@@ -63,7 +65,11 @@ impl ImageBackend {
         for number in 0..THREADS {
             let (disk, shared) = (backend.disk.clone(), Arc::clone(&backend.shared));
             let thread = thread::Builder::new().name(format!("disk{number}")).stack_size(STACK);
-            backend.threads.push(thread.spawn(move || shared.serve(&disk))?);
+            let serve = move || {
+                sandbox::narrow(sandbox::Thread::Disk);
+                shared.serve(&disk);
+            };
+            backend.threads.push(thread.spawn(serve)?);
         }
         Ok(backend)
     }

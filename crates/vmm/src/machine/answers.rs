@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     control::{Detached, Handler, problem},
+    sandbox,
     snapshot::Files,
     x86_64::acpi,
 };
@@ -33,7 +34,7 @@ impl Handler for Answers<'_> {
         let machine = &*self.machine;
         MachineView {
             identity: machine.config.identity.clone(),
-            pid: std::process::id(),
+            pid: sandbox::pid_outside(),
             cpus: machine.config.cpus,
             memory_mib: machine.config.memory_mib,
             state: if machine.end.is_some() { State::Ending } else { machine.state },

@@ -18,7 +18,7 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 use ec2vmm_vmm_api::{
-    Event, MachineConfig, VERSION,
+    Event, MachineConfig, Sandbox, VERSION,
     config::{Balloon, Boot, Entropy, Identity},
     console_log,
 };
@@ -56,6 +56,7 @@ pub(crate) fn config() -> MachineConfig {
     MachineConfig {
         version: VERSION,
         kvm: KVM,
+        sandbox: Sandbox::Filters,
         identity: Identity {
             uuid: "6ba7b810-9dad-11d1-80b4-00c04fd430c8".parse().unwrap(),
             manufacturer: "ec2vmm".into(),
@@ -161,7 +162,12 @@ impl Machine {
     pub(crate) fn event(&mut self) -> Option<Event> {
         let mut line = String::new();
         self.events.read_line(&mut line).unwrap();
-        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+        let event = (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap());
+        match event {
+            // Comes first, always.
+            Some(Event::Sandboxed { .. }) => self.event(),
+            event => event,
+        }
     }
 
     /// Waits for the first event that `wanted` picks.

@@ -7,6 +7,7 @@
 //! | `late` | the same, once the file `go` is beside its program |
 //! | `quick` | runs and powers off before anybody asks |
 //! | `fail` | ends before it runs, and says why |
+//! | `forbidden` | runs, and is then killed as by its sandbox |
 //! | `die` | ends before it runs, without a word |
 
 use std::{
@@ -25,11 +26,13 @@ use std::{
 };
 
 use ec2vmm_vmm_api::{
-    Event, Exit, Failure, FailureKind, MachineConfig,
+    Event, Exit, Failure, FailureKind, MachineConfig, Sandbox,
     config::RECORD_BYTES,
     console_log,
     control::{Booted, Machine, Metrics, PowerAction, PowerRequest, State},
 };
+
+use crate::sandbox::DAEMON_IDS;
 
 /// Holds the part.
 pub(super) const PART: &str = "EC2VMM_FAKE_PART";
@@ -96,6 +99,11 @@ fn plays_its_part() {
     if part == "quick" {
         fake.end(Exit::PowerOff, None);
     }
+    if part == "forbidden" {
+        // It is seen to run, and killed then.
+        control.accept().unwrap();
+        do_what_is_forbidden();
+    }
     std::thread::spawn(move || {
         for stream in console.incoming() {
             let mut stream = stream.unwrap();
@@ -111,6 +119,24 @@ fn plays_its_part() {
         let (stream, fake) = (stream.unwrap(), Arc::clone(&fake));
         std::thread::spawn(move || fake.serve(stream));
     }
+}
+
+/// Under a filter of its own: load the call's number; is it getppid? kill the process; else allow.
+fn do_what_is_forbidden() -> ! {
+    let word = |code, jf, k: i64| libc::sock_filter { code, jt: 0, jf, k: u32::try_from(k).unwrap() };
+    let words = [
+        word(0x20, 0, 0),
+        word(0x15, 1, libc::SYS_getppid),
+        word(0x06, 0, 0x8000_0000),
+        word(0x06, 0, 0x7fff_0000),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: words.as_ptr().cast_mut() };
+    rustix::thread::set_no_new_privs(true).unwrap();
+    // SAFETY: the program is four instructions long, and outlives the call.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program) }, 0);
+    // SAFETY: asks for a number.
+    unsafe { libc::getppid() };
+    panic!("it was not killed")
 }
 
 impl Fake {
@@ -194,7 +220,13 @@ fn answer(stream: &mut UnixStream, body: &str) {
 
 /// Nothing was inherited but what the configuration names.
 fn check_descriptors(config: &MachineConfig) {
-    let mut named = vec![0, 1, 2, config.kvm, config.record.unwrap(), config.control.unwrap()];
+    let Sandbox::Full { uid, gid, network: Some(network) } = config.sandbox else {
+        panic!("{:?}", config.sandbox)
+    };
+    // It would enter the sandbox by itself; what it is born into is not its own doing.
+    assert!(uid == gid && DAEMON_IDS.contains(&uid));
+    assert_eq!(std::process::id(), 1, "it is the first of its namespace");
+    let mut named = vec![0, 1, 2, config.kvm, network, config.record.unwrap(), config.control.unwrap()];
     named.extend(config.console_listener.iter().chain(&config.console_log));
     named.extend(config.disks.iter().flat_map(|disk| disk.layers.iter().map(|layer| layer.fd)));
     for entry in std::fs::read_dir("/proc/self/fd").unwrap() {

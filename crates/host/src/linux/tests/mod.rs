@@ -79,6 +79,8 @@ async fn open(folder: &Path, cgroup: PathBuf, part: &str) -> Linux {
             (fake::PART.to_owned(), part.to_owned()),
             (fake::FOLDER.to_owned(), folder.display().to_string()),
         ],
+        sandbox: ec2vmm_vmm_api::SandboxKind::Full,
+        ids: crate::sandbox::DAEMON_IDS,
         kvm_device: folder.join("kvm"),
         emulated_kvm: true,
         network: None,
@@ -203,6 +205,22 @@ async fn a_machine_that_is_done_at_once_has_run() {
     let plan = plan(&linux, 1).await;
     linux.start_machine(&plan).await.unwrap();
     assert_eq!(hear(&mut news).await, (4, NewsKind::Ended(powered_off())));
+}
+
+#[tokio::test]
+async fn a_machine_that_its_sandbox_kills_is_told_as_such() {
+    let Some(site) = Site::new() else { return };
+    let (linux, mut news) = site.open("forbidden").await;
+    let plan = plan(&linux, 1).await;
+    linux.start_machine(&plan).await.unwrap();
+    let (_, NewsKind::Ended(Ending::Told { exit, failure: Some(failure) })) = hear(&mut news).await else {
+        panic!("it has ended, and is told how")
+    };
+    assert_eq!(exit, Exit::Failed(FailureKind::ForbiddenCall));
+    assert!(
+        failure.message.starts_with("the machine process was killed by its sandbox: it made"),
+        "{failure:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,299 @@
+//! What this process may ask of the kernel once it is shut in: data, and why.
+//!
+//! A rule allows one system call, under conditions on its arguments, to kinds of threads. Whatever has no
+//! rule ends the process. Rules of one call are alternatives. Each rule is exercised by
+//! `tests/sandbox/coverage.rs`: one that nothing needs any more fails the test, and is to be deleted.
+//!
+//! | kind of thread | filters that hold for it |
+//! |---|---|
+//! | main: reads the disk's kernel, makes the VM and its threads, runs the event loop | `Main` |
+//! | `vcpuN` | `Main`, and from its first line on `Vcpu` |
+//! | `diskN`: a disk that is served by threads | `Main`, and from its first line on `Disk` |
+//!
+//! So what a vCPU does needs a rule for both. Not here, and so impossible: opening a path, executing,
+//! making a process, a socket or a connection, memory that can be executed, signals to others, tracing,
+//! namespaces, mounts, keys, BPF, performance counters, changing ids or limits.
+
+use self::{
+    Thread::{Disk, Main, Vcpu},
+    When::{Int, Lacks, Long},
+};
+
+/// A kind of thread.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Thread {
+    /// The first one, with the event loop; also what holds for all threads that come from it.
+    Main,
+    /// Runs a vCPU.
+    Vcpu,
+    /// Serves a disk.
+    Disk,
+}
+
+/// A condition on one argument, counted from 0.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum When {
+    /// It is this number of 32 bits; the kernel looks at no more of it.
+    Int(u8, u32),
+    /// It is this number of 64 bits.
+    Long(u8, u64),
+    /// It has none of these bits.
+    Lacks(u8, u64),
+}
+
+/// One thing that is allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Its number.
+    pub call: i64,
+    /// Its name.
+    pub name: &'static str,
+    /// Whose filters allow it.
+    pub threads: &'static [Thread],
+    /// All of these hold.
+    pub when: &'static [When],
+    /// What needs it.
+    pub why: &'static str,
+}
+
+impl When {
+    /// Whether it holds for these arguments.
+    pub fn holds(self, arguments: &[u64; 6]) -> bool {
+        let argument = |at: u8| arguments.get(usize::from(at)).copied().unwrap_or_default();
+        match self {
+            Int(at, value) => argument(at) & u64::from(u32::MAX) == u64::from(value),
+            Long(at, value) => argument(at) == value,
+            Lacks(at, bits) => argument(at) & bits == 0,
+        }
+    }
+}
+
+impl Rule {
+    /// Whether it allows this call.
+    pub fn allows(&self, call: i64, arguments: &[u64; 6]) -> bool {
+        self.call == call && self.when.iter().all(|when| when.holds(arguments))
+    }
+}
+
+macro_rules! rules {
+    ($($call:ident $([$($when:expr),+])? by $($thread:ident)+: $why:literal;)+) => {
+        /// Everything that is allowed.
+        pub const RULES: &[Rule] = &[$(Rule {
+            call: libc::$call,
+            name: stringify!($call),
+            threads: &[$($thread),+],
+            when: &[$($($when),+)?],
+            why: $why,
+        }),+];
+    };
+}
+
+rules! {
+    // Reading and writing what is open.
+    SYS_read by Main: "eventfds, timers, sockets; what the kernel is read from";
+    SYS_write by Main Vcpu Disk: "eventfds, sockets, the log";
+    SYS_readv by Main: "frames from a tap, requests from a socket";
+    SYS_writev by Main: "frames to a tap, answers to a socket";
+    SYS_pread64 by Main: "what a console's file holds, the kernel that was given";
+    SYS_pwrite64 by Main: "the console's log and the record of events";
+    SYS_preadv by Main Disk: "a disk's file, for the kernel on it and for the guest";
+    SYS_pwritev by Main Disk: "a disk's file";
+    SYS_lseek by Main: "the size of a file; the kernel that was given";
+    SYS_statx [Int(2, EMPTY_PATH)] by Main: "the size of an open file; of paths nothing is asked";
+    SYS_fstatfs by Main: "whether a disk's file can have holes";
+    SYS_fallocate by Main Disk: "discards and writes of zeroes; room for the console's log";
+    SYS_ftruncate by Main Disk: "the console's log is made empty; a disk's file grows to whole sectors";
+    SYS_fsync by Main Disk: "the guest's flushes; the end of a qcow2 file's use";
+    SYS_close by Main Vcpu: "connections that end; what a reboot lets go of";
+    SYS_fcntl [Int(1, F_GETFD)] by Main Vcpu: "debug builds look whether what they close is open";
+    SYS_fcntl [Int(1, F_GETFL)] by Main: "before a descriptor is made to not wait";
+    SYS_fcntl [Int(1, F_SETFL)] by Main: "a descriptor is made to not wait";
+    SYS_fcntl [Int(1, F_DUPFD_CLOEXEC)] by Main: "a disk's file is held by the device and for the boot";
+    SYS_io_uring_setup by Main: "a raw disk is served by io_uring";
+    SYS_io_uring_register by Main: "its one file and its eventfd; the ring works on no other file";
+    SYS_io_uring_enter by Main: "requests of the guest to a raw disk";
+
+    // Waiting, and telling others.
+    SYS_epoll_create1 by Main: "the event loop, and those within sockets";
+    SYS_epoll_ctl by Main: "what the event loop waits for";
+    SYS_epoll_wait by Main: "the event loop waits";
+    SYS_ppoll by Main: "the last event and the last output wait a little for a slow reader";
+    SYS_eventfd2 by Main Vcpu: "kicks and interrupts";
+    SYS_timerfd_create by Main: "what a device does later";
+    SYS_timerfd_settime by Main: "what a device does later";
+    SYS_futex by Main Vcpu Disk: "locks, and the end of threads";
+    SYS_sched_yield by Main: "a ring that the kernel has no memory for just now";
+
+    // Sockets that were inherited, and connections to them. There is no `socket` and no `connect`.
+    SYS_accept4 by Main: "who comes by the control socket, the console's and the vsock's";
+    SYS_recvfrom by Main: "from a connection";
+    SYS_sendto by Main: "to a connection";
+    SYS_shutdown by Main: "half of a vsock stream ends";
+
+    // Memory, never executable.
+    SYS_mmap [Lacks(2, PROT_EXEC)] by Main Vcpu Disk: "the heap, guest memory, threads' stacks, rings";
+    SYS_mprotect [Lacks(2, PROT_EXEC)] by Main: "the guard page of a thread's stack";
+    SYS_munmap by Main Vcpu Disk: "memory is given back";
+    SYS_mremap by Main Vcpu Disk: "a large piece of the heap grows";
+    SYS_madvise by Main Vcpu Disk: "huge pages; guest memory that the balloon gives back; ended stacks";
+    SYS_brk by Main Vcpu Disk: "the heap of the first thread";
+    SYS_getrandom by Main: "the guest's entropy; keys of hash tables";
+
+    // Threads.
+    SYS_clone [Long(0, THREAD)] by Main: "a thread of this process, and nothing else";
+    SYS_sched_getaffinity by Main: "the C library, where a thread asks for the bounds of its stack";
+    SYS_set_robust_list by Main: "the C library, at the beginning of a thread";
+    SYS_rseq by Main: "the C library, at the beginning of a thread";
+    SYS_prctl [Int(0, PR_SET_NAME)] by Main: "a thread says what it is called";
+    SYS_prctl [Int(0, PR_SET_NO_NEW_PRIVS)] by Main: "a thread is about to narrow its filter";
+    SYS_seccomp [Int(0, SET_MODE_FILTER)] by Main: "a thread narrows its filter";
+    SYS_sigaltstack by Main Vcpu Disk: "where a stack that has overflown is told of";
+    SYS_rt_sigprocmask by Main Vcpu Disk: "the C library, at the beginning and end of a thread";
+    SYS_rt_sigaction by Main: "the signal that makes a vCPU leave the guest";
+    SYS_rt_sigreturn by Main Vcpu: "the end of a signal's handler";
+    SYS_tgkill [Int(2, KICK)] by Main: "a vCPU leaves the guest";
+    SYS_tgkill [Int(2, SIGABRT)] by Main Vcpu Disk: "a panic ends the process and says so";
+    SYS_getpid by Main Vcpu Disk: "the C library, before it sends a thread a signal";
+    SYS_gettid by Main Vcpu Disk: "the C library, before it sends a thread a signal";
+    SYS_exit by Main Vcpu Disk: "the end of a thread";
+    SYS_exit_group by Main: "the end of the process";
+    SYS_clock_gettime by Main Vcpu Disk: "the time, on a host whose clock cannot be read without a call";
+
+    // KVM (Documentation/virt/kvm/api.rst): making a VM, for each boot and reboot.
+    SYS_ioctl [Int(1, KVM_GET_API_VERSION)] by Main: "what was handed in is KVM";
+    SYS_ioctl [Int(1, KVM_CREATE_VM)] by Main: "a VM";
+    SYS_ioctl [Int(1, KVM_CHECK_EXTENSION)] by Main: "what this KVM can do";
+    SYS_ioctl [Int(1, KVM_GET_VCPU_MMAP_SIZE)] by Main: "what a vCPU shares with KVM";
+    SYS_ioctl [Int(1, KVM_GET_SUPPORTED_CPUID)] by Main: "what the guest's processors can do";
+    SYS_ioctl [Int(1, KVM_CREATE_VCPU)] by Main: "a vCPU";
+    SYS_ioctl [Int(1, KVM_SET_USER_MEMORY_REGION)] by Main: "guest memory";
+    SYS_ioctl [Int(1, KVM_SET_TSS_ADDR)] by Main: "a page that KVM needs on Intel's processors";
+    SYS_ioctl [Int(1, KVM_SET_IDENTITY_MAP_ADDR)] by Main: "another";
+    SYS_ioctl [Int(1, KVM_CREATE_IRQCHIP)] by Main: "interrupt controllers";
+    SYS_ioctl [Int(1, KVM_SET_CPUID2)] by Main: "what a vCPU says it is";
+    SYS_ioctl [Int(1, KVM_SET_MSRS)] by Main: "a vCPU's registers at the start";
+    SYS_ioctl [Int(1, KVM_SET_REGS)] by Main: "a vCPU's registers at the start";
+    SYS_ioctl [Int(1, KVM_SET_SREGS)] by Main: "a vCPU's registers at the start";
+    SYS_ioctl [Int(1, KVM_GET_SREGS)] by Main Vcpu: "the same; where a guest has crashed";
+    SYS_ioctl [Int(1, KVM_GET_REGS)] by Main Vcpu: "where a guest has crashed";
+    // And using it.
+    SYS_ioctl [Int(1, KVM_RUN)] by Main Vcpu: "the guest runs";
+    SYS_ioctl [Int(1, KVM_IRQFD)] by Main Vcpu: "an eventfd becomes an interrupt, when the driver says which";
+    SYS_ioctl [Int(1, KVM_IOEVENTFD)] by Main Vcpu: "a doorbell becomes an eventfd, where the driver puts it";
+    SYS_ioctl [Int(1, KVM_SET_GSI_ROUTING)] by Main Vcpu: "interrupts go where the driver says";
+
+    // The tap, and whatever is made to not wait.
+    SYS_ioctl [Int(1, TUNSETVNETHDRSZ)] by Main: "frames have the header that the driver wants";
+    SYS_ioctl [Int(1, TUNSETVNETLE)] by Main: "in the byte order of virtio";
+    SYS_ioctl [Int(1, TUNSETOFFLOAD)] by Main: "offloads that the driver takes";
+    SYS_ioctl [Int(1, FIONBIO)] by Main: "a socket or tap is made to not wait";
+}
+
+const EMPTY_PATH: u32 = 0x1000;
+const F_GETFD: u32 = 1;
+const F_GETFL: u32 = 3;
+const F_SETFL: u32 = 4;
+const F_DUPFD_CLOEXEC: u32 = 1030;
+const PROT_EXEC: u64 = 4;
+/// What both C libraries ask for: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID,
+/// CHILD_CLEARTID.
+const THREAD: u64 = 0x003d_0f00;
+const PR_SET_NAME: u32 = 15;
+const PR_SET_NO_NEW_PRIVS: u32 = 38;
+const SET_MODE_FILTER: u32 = 1;
+/// The first real-time signal that the C library leaves to programs.
+const KICK: u32 = 34;
+const SIGABRT: u32 = 6;
+
+const KVM_GET_API_VERSION: u32 = 0xae00;
+const KVM_CREATE_VM: u32 = 0xae01;
+const KVM_CHECK_EXTENSION: u32 = 0xae03;
+const KVM_GET_VCPU_MMAP_SIZE: u32 = 0xae04;
+const KVM_GET_SUPPORTED_CPUID: u32 = 0xc008_ae05;
+const KVM_CREATE_VCPU: u32 = 0xae41;
+const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+const KVM_SET_TSS_ADDR: u32 = 0xae47;
+const KVM_SET_IDENTITY_MAP_ADDR: u32 = 0x4008_ae48;
+const KVM_CREATE_IRQCHIP: u32 = 0xae60;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_IRQFD: u32 = 0x4020_ae76;
+const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_SET_REGS: u32 = 0x4090_ae82;
+const KVM_GET_SREGS: u32 = 0x8138_ae83;
+const KVM_SET_SREGS: u32 = 0x4138_ae84;
+const KVM_SET_MSRS: u32 = 0x4008_ae89;
+const KVM_SET_CPUID2: u32 = 0x4008_ae90;
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+const TUNSETVNETLE: u32 = 0x4004_54dc;
+const FIONBIO: u32 = 0x5421;
+
+#[cfg(test)]
+mod tests {
+    use super::{Main, RULES, Rule};
+
+    #[test]
+    fn a_call_is_allowed_always_or_under_conditions_but_not_both() {
+        for rule in RULES.iter().filter(|rule| rule.when.is_empty()) {
+            let same = |other: &&Rule| other.call == rule.call;
+            assert_eq!(RULES.iter().filter(same).count(), 1, "{}", rule.name);
+        }
+    }
+
+    #[test]
+    fn what_a_thread_may_do_the_process_may() {
+        for rule in RULES {
+            assert!(rule.threads.contains(&Main), "{} {:?}", rule.name, rule.when);
+        }
+    }
+
+    #[test]
+    fn nothing_is_allowed_that_leads_out() {
+        let never = [
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_clone3,
+            libc::SYS_socket,
+            libc::SYS_socketpair,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_ptrace,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_pidfd_open,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_pivot_root,
+            libc::SYS_chroot,
+            libc::SYS_setns,
+            libc::SYS_unshare,
+            libc::SYS_setuid,
+            libc::SYS_setresuid,
+            libc::SYS_capset,
+            libc::SYS_prlimit64,
+            libc::SYS_setrlimit,
+            libc::SYS_bpf,
+            libc::SYS_keyctl,
+            libc::SYS_perf_event_open,
+            libc::SYS_userfaultfd,
+            libc::SYS_init_module,
+            libc::SYS_kexec_load,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_pkey_mprotect,
+            libc::SYS_personality,
+        ];
+        let allowed = RULES.iter().filter(|rule| never.contains(&rule.call));
+        assert_eq!(allowed.map(|rule| rule.name).collect::<Vec<_>>(), [""; 0]);
+    }
+}

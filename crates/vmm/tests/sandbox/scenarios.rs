@@ -1,0 +1,116 @@
+//! All that a machine process does: as a whole on tiny guests, and in [`parts`] where a guest would have to be
+//! a driver.
+
+mod parts;
+
+use std::{
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    thread,
+};
+
+use ec2vmm_host::{
+    disks::{Disk, OpenLayer},
+    sandbox::empty_network,
+};
+use ec2vmm_vmm_api::config::{Format, RateLimit};
+
+use crate::{
+    born::{self, Kept},
+    coverage::Coverage,
+    guests, tracer,
+};
+
+pub(crate) fn run_all(coverage: &mut Coverage) {
+    let network = empty_network().unwrap();
+    everything(coverage, &network);
+    many_who_say_nothing(coverage, &network);
+    a_crash(coverage, &network);
+    reboots(coverage, &network);
+    parts::run_all(coverage);
+}
+
+/// Runs a machine and watches it, while `drive` is its owner.
+fn watch(coverage: &mut Coverage, parts: ec2vmm_host::machine::Parts, drive: impl FnOnce(&Kept) + Send) {
+    let (newborn, machine) = Kept::newborn(parts);
+    let machine = &machine;
+    thread::scope(|scope| {
+        let begun = || {
+            newborn.tell().unwrap();
+            scope.spawn(move || drive(machine));
+        };
+        tracer::follow(machine.pid as i32, begun, |call| coverage.see(call));
+    });
+}
+
+fn control(machine: &Kept, request: &str) -> String {
+    let mut control = UnixStream::connect(machine.path("control")).unwrap();
+    control.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    control.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn power(machine: &Kept, action: &str) {
+    let body = format!("{{\"action\":\"{action}\"}}");
+    let head =
+        "PUT /machine/power HTTP/1.1\r\nHost: m\r\nConnection: close\r\nContent-Type: application/json";
+    let answer = control(machine, &format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+/// Disks by io_uring and by threads, the console, the control socket, a power-off.
+fn everything(coverage: &mut Coverage, network: &OwnedFd) {
+    let mut parts = born::parts(born::full(network), guests::echo(), None);
+    for bytes in [1 << 20, 10_000] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        let layers = vec![OpenLayer { file, format: Format::Raw }];
+        parts.disks.push(Disk {
+            layers,
+            read_only: false,
+            scratch: true,
+            serial: "disk".into(),
+            queues: None,
+            rate_limit: RateLimit::default(),
+        });
+    }
+    watch(coverage, parts, |machine| {
+        machine.wait_until_running();
+        let mut console = UnixStream::connect(machine.path("console")).unwrap();
+        console.write_all(b"abc").unwrap();
+        console.read_exact(&mut [0; 3]).unwrap();
+        let get = "GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
+        assert!(control(machine, get).contains("block0"));
+        console.write_all(b"q").unwrap();
+    });
+}
+
+/// Clients who hold all places: the next one is let in a while later.
+fn many_who_say_nothing(coverage: &mut Coverage, network: &OwnedFd) {
+    watch(coverage, born::parts(born::full(network), guests::idle(), None), |machine| {
+        machine.wait_until_running();
+        let begin = |_| {
+            let mut stream = UnixStream::connect(machine.path("control")).unwrap();
+            stream.write_all(b"GET /machine HTTP/1.1\r\n").unwrap();
+            stream
+        };
+        let held: Vec<UnixStream> = (0..9).map(begin).collect();
+        power(machine, "power_off");
+        drop(held);
+    });
+}
+
+fn a_crash(coverage: &mut Coverage, network: &OwnedFd) {
+    watch(coverage, born::parts(born::full(network), guests::triple_fault(), None), |_| {});
+}
+
+fn reboots(coverage: &mut Coverage, network: &OwnedFd) {
+    watch(coverage, born::parts(born::full(network), guests::spin(), None), |machine| {
+        machine.wait_until_running();
+        for _ in 0..2 {
+            power(machine, "reset");
+        }
+        power(machine, "power_off");
+    });
+}
