@@ -8,8 +8,11 @@ use std::{
 };
 
 use arbitrary::Arbitrary;
-use ec2vmm_devices::virtio::VirtioDevice;
-use ec2vmm_devices::virtio::balloon::{Balloon, BalloonHandle, Reclaim};
+use ec2vmm_devices::virtio::{
+    DeviceAnswer, DeviceCommand, VirtioDevice,
+    balloon::{Balloon, Options, Reclaim},
+    testing::FakeTime,
+};
 use ec2vmm_devices_fuzz::{
     driver::{Message, Subject, play},
     memory::{GuestMemory, REGIONS},
@@ -72,29 +75,30 @@ impl Reclaim for Pages {
     }
 }
 
-struct World {
-    balloon: Balloon<Pages>,
-    handle: BalloonHandle,
-}
+struct World(Balloon<Pages>);
 
 impl Subject for World {
     type Device = Balloon<Pages>;
     type Act = Act;
 
     fn device(&mut self) -> &mut Self::Device {
-        &mut self.balloon
+        &mut self.0
     }
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Target(bytes) => self.handle.set_target_bytes(bytes),
-            Act::Ask => self.handle.request_statistics(),
-            Act::Look => {
-                assert!(self.handle.statistics().len() <= 100);
-                assert!(self.handle.actual_bytes() <= u64::from(u32::MAX) * 4096);
-            }
+            // Refused where it is too much, and where the driver gives no statistics.
+            Act::Target(bytes) => drop(self.0.command(&DeviceCommand::SetBalloonTarget { bytes })),
+            Act::Ask => drop(self.0.command(&DeviceCommand::RefreshBalloonStatistics)),
+            Act::Look => match self.0.command(&DeviceCommand::ReadBalloon) {
+                Ok(DeviceAnswer::Balloon(state)) => {
+                    assert!(state.statistics.len() <= 100);
+                    assert!(state.actual_bytes <= u64::from(u32::MAX) * 4096);
+                }
+                other => panic!("{other:?}"),
+            },
             Act::Fail(fails) => FAILS.set(fails),
-            Act::Actual(pages) => self.balloon.identity().config.write(4, &pages.to_le_bytes()),
+            Act::Actual(pages) => self.0.identity().config.write(4, &pages.to_le_bytes()),
         }
     }
 
@@ -112,8 +116,8 @@ const CALLS_PER_WAKE_MAX: u64 = 3 * 128 * 1024;
 fuzz_target!(|script: Script<Said, Act>| {
     FAILS.set(false);
     let world = |_: &GuestMemory| {
-        let balloon = Balloon::new(Pages).expect("a device");
-        World { handle: balloon.handle(), balloon }
+        let options = Options { memory_bytes: u64::MAX, deflate_on_oom: true, free_page_reporting: true };
+        World(Balloon::new(Pages, options, FakeTime::new().clock()).expect("a device"))
     };
     MEMORY.with_borrow_mut(|memory| play(memory, world, script));
 });

@@ -13,7 +13,7 @@ use std::{
 use arbitrary::Arbitrary;
 use ec2vmm_devices::virtio::block::{Backend, Block, Completion, Operation, Options, Request};
 use ec2vmm_devices_fuzz::{
-    driver::{Message, Subject, play},
+    driver::{Message, Subject, play, unlimited},
     memory::GuestMemory,
     script::Script,
 };
@@ -160,6 +160,10 @@ impl Backend for Mock {
         CAPACITY + 100
     }
 
+    fn grow(&mut self, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn discard_granularity(&self) -> Option<u32> {
         Some(4096)
     }
@@ -261,7 +265,7 @@ fn world(read_only: bool) -> World {
     let event = EventFd::new(EFD_NONBLOCK).expect("an event");
     let other = event.try_clone().expect("a descriptor");
     let options = Options { serial: "vol-0123456789abcdef".into(), read_only, queues: 2 };
-    World { block: Block::new(Mock(other), &options).expect("a device"), event }
+    World { block: Block::new(Mock(other), &options, unlimited()).expect("a device"), event }
 }
 
 const CAPACITY: u64 = 1 << 20;

@@ -13,10 +13,10 @@ use std::{
 use arbitrary::Arbitrary;
 use ec2vmm_devices::virtio::{
     Buffers,
-    net::{HEADER_LEN, Net, Offloads, Options, PIECES_MAX, Port},
+    net::{HEADER_LEN, Limiters, Net, Offloads, Options, PIECES_MAX, Port},
 };
 use ec2vmm_devices_fuzz::{
-    driver::{Message, Subject, play},
+    driver::{Message, Subject, play, unlimited},
     memory::GuestMemory,
     script::Script,
 };
@@ -102,6 +102,10 @@ impl Port for Mock {
 
     fn offloads(&self) -> Offloads {
         Offloads { checksum: true, tso4: true, tso6: true, ecn: true, uso: true }
+    }
+
+    fn set_enabled(&mut self, _enabled: bool) -> io::Result<()> {
+        Ok(())
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
@@ -190,7 +194,8 @@ impl Drop for World {
 fn world() -> World {
     let event = EventFd::new(EFD_NONBLOCK).expect("an event");
     let port = Mock(event.try_clone().expect("a descriptor"));
-    let net = Net::new(port, &Options { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) });
+    let limiters = Limiters { receive: unlimited(), transmit: unlimited() };
+    let net = Net::new(vec![port], &Options { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) }, limiters);
     World { net: net.expect("a device"), event }
 }
 

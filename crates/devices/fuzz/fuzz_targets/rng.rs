@@ -7,7 +7,7 @@ use std::{cell::RefCell, io};
 use arbitrary::Arbitrary;
 use ec2vmm_devices::virtio::rng::{Entropy, REQUEST_BYTES_MAX, Rng};
 use ec2vmm_devices_fuzz::{
-    driver::{Message, Subject, play},
+    driver::{Message, Subject, play, unlimited},
     memory::GuestMemory,
     script::Script,
 };
@@ -72,5 +72,7 @@ impl Subject for World {
 
 fuzz_target!(|script: Script<Text, Act>| {
     TAKEN.set((0, false));
-    MEMORY.with_borrow_mut(|memory| play(memory, |_| World(Rng::new(Source).expect("a device")), script));
+    MEMORY.with_borrow_mut(|memory| {
+        play(memory, |_| World(Rng::new(Source, unlimited()).expect("a device")), script)
+    });
 });

@@ -12,7 +12,10 @@
 use std::{fmt::Debug, ops::Range, os::fd::RawFd, sync::Arc};
 
 use arbitrary::Arbitrary;
-use ec2vmm_devices::virtio::{Interrupt, VirtQueue, VirtioDevice, Wake};
+use ec2vmm_devices::{
+    rate_limit::{RateLimit, RateLimiter},
+    virtio::{Interrupt, VirtQueue, VirtioDevice, Wake, testing::FakeTime},
+};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -521,3 +524,8 @@ const ROOMS_MAX: usize = 300;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
+
+/// A limiter that limits nothing: what passes is up to the device.
+pub fn unlimited() -> RateLimiter {
+    RateLimiter::new(RateLimit::default(), FakeTime::new().timer())
+}

@@ -3,7 +3,7 @@
 
 use std::{ptr, sync::Arc};
 
-use ec2vmm_devices::Memory;
+use ec2vmm_devices::{Memory, dirty::DirtyLog};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 /// Where the guest sees them: two that follow each other, and one behind a hole.
@@ -87,12 +87,12 @@ impl Default for GuestMemory {
 
 /// A region's bytes. Targets have one thread, and no device runs while this is used.
 #[allow(clippy::mut_from_ref)]
-fn bytes(region: &GuestRegionMmap<()>) -> &mut [u8] {
+fn bytes(region: &GuestRegionMmap<DirtyLog>) -> &mut [u8] {
     // SAFETY: the mapping is as long as the region, and nobody else touches it meanwhile.
     unsafe { std::slice::from_raw_parts_mut(region.as_ptr(), region.len() as usize) }
 }
 
-fn region(start: u64, len: usize) -> GuestRegionMmap<()> {
+fn region(start: u64, len: usize) -> GuestRegionMmap<DirtyLog> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new mapping at an address of the host's choice overlaps nothing.
     let reserved = unsafe { libc::mmap(ptr::null_mut(), len + 2 * GUARD, libc::PROT_NONE, flags, -1, 0) };

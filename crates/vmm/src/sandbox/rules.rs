@@ -186,6 +186,7 @@ rules! {
     SYS_ioctl [Int(1, TUNSETVNETHDRSZ)] by Main: "frames have the header that the driver wants";
     SYS_ioctl [Int(1, TUNSETVNETLE)] by Main: "in the byte order of virtio";
     SYS_ioctl [Int(1, TUNSETOFFLOAD)] by Main: "offloads that the driver takes";
+    SYS_ioctl [Int(1, TUNSETQUEUE)] by Main: "frames go to the queues that the driver uses";
     SYS_ioctl [Int(1, FIONBIO)] by Main: "a socket or tap is made to not wait";
 }
 
@@ -227,6 +228,7 @@ const KVM_SET_MSRS: u32 = 0x4008_ae89;
 const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+const TUNSETQUEUE: u32 = 0x4004_54d9;
 const TUNSETVNETLE: u32 = 0x4004_54dc;
 const FIONBIO: u32 = 0x5421;
 

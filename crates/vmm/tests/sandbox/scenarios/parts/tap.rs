@@ -25,7 +25,8 @@ pub(super) fn make() -> File {
     let tap = tap.expect("there is a tun driver");
     // SAFETY: all zeroes is a valid request.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = flags as i16;
     // SAFETY: the kernel reads and writes one request.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) });
     tap
@@ -33,6 +34,9 @@ pub(super) fn make() -> File {
 
 pub(super) fn frames(file: File) {
     let mut tap = Tap::new(file).unwrap();
+    // As where the driver uses fewer queues, and more again.
+    tap.set_enabled(false).unwrap();
+    tap.set_enabled(true).unwrap();
     tap.set_offloads(Offloads { checksum: true, ..Offloads::default() }).unwrap();
     let memory: Arc<Memory> = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
     let mut buffers = Buffers::new(memory);
