@@ -90,16 +90,17 @@ macro_rules! rules {
 
 rules! {
     // Reading and writing what is open.
-    SYS_read by Main: "eventfds, timers, sockets; what the kernel is read from";
+    SYS_read by Main Vcpu: "eventfds, timers, sockets; what the kernel is read from; an ejected device's interrupts";
     SYS_write by Main Vcpu Disk: "eventfds, sockets, the log";
     SYS_readv by Main: "frames from a tap, requests from a socket";
     SYS_writev by Main: "frames to a tap, answers to a socket";
-    SYS_pread64 by Main: "what a console's file holds, the kernel that was given";
-    SYS_pwrite64 by Main: "the console's log and the record of events";
+    SYS_pread64 by Main: "what a console's file holds, the kernel that was given, a snapshot";
+    SYS_pwrite64 by Main: "the console's log and the record of events, a snapshot";
     SYS_preadv by Main Disk: "a disk's file, for the kernel on it and for the guest";
     SYS_pwritev by Main Disk: "a disk's file";
     SYS_lseek by Main: "the size of a file; the kernel that was given";
     SYS_statx [Int(2, EMPTY_PATH)] by Main: "the size of an open file; of paths nothing is asked";
+    SYS_fstat by Main: "what kind of file came for a disk that is attached";
     SYS_fstatfs by Main: "whether a disk's file can have holes";
     SYS_fallocate by Main Disk: "discards and writes of zeroes; room for the console's log";
     SYS_ftruncate by Main Disk: "the console's log is made empty; a disk's file grows to whole sectors";
@@ -126,6 +127,7 @@ rules! {
 
     // Sockets that were inherited, and connections to them. There is no `socket` and no `connect`.
     SYS_accept4 by Main: "who comes by the control socket, the console's and the vsock's";
+    SYS_recvmsg by Main: "a request to the control socket, with descriptors of what is attached";
     SYS_recvfrom by Main: "from a connection";
     SYS_sendto by Main: "to a connection";
     SYS_shutdown by Main: "half of a vsock stream ends";
@@ -182,6 +184,34 @@ rules! {
     SYS_ioctl [Int(1, KVM_IOEVENTFD)] by Main Vcpu: "a doorbell becomes an eventfd, where the driver puts it";
     SYS_ioctl [Int(1, KVM_SET_GSI_ROUTING)] by Main Vcpu: "interrupts go where the driver says";
 
+    SYS_ioctl [Int(1, KVM_KVMCLOCK_CTRL)] by Main Vcpu: "a guest that goes on after a pause hears of it";
+
+    // Snapshots: what KVM knows of a guest is read, and set where one goes on.
+    SYS_ioctl [Int(1, KVM_GET_DIRTY_LOG)] by Main: "the memory that has changed since the last snapshot";
+    SYS_ioctl [Int(1, KVM_GET_CLOCK)] by Main: "the guest's clock";
+    SYS_ioctl [Int(1, KVM_SET_CLOCK)] by Main: "the guest's clock";
+    SYS_ioctl [Int(1, KVM_GET_IRQCHIP)] by Main: "interrupt controllers";
+    SYS_ioctl [Int(1, KVM_SET_IRQCHIP)] by Main: "interrupt controllers";
+    SYS_ioctl [Int(1, KVM_GET_MSR_INDEX_LIST)] by Main: "which registers there are";
+    SYS_ioctl [Int(1, KVM_GET_MSRS)] by Main: "a vCPU's model-specific registers";
+    SYS_ioctl [Int(1, KVM_GET_LAPIC)] by Main: "a vCPU's interrupt controller";
+    SYS_ioctl [Int(1, KVM_SET_LAPIC)] by Main: "a vCPU's interrupt controller";
+    SYS_ioctl [Int(1, KVM_GET_MP_STATE)] by Main: "whether a vCPU runs, halts or waits to be woken";
+    SYS_ioctl [Int(1, KVM_SET_MP_STATE)] by Main: "whether a vCPU runs, halts or waits to be woken";
+    SYS_ioctl [Int(1, KVM_GET_VCPU_EVENTS)] by Main: "exceptions and interrupts on their way";
+    SYS_ioctl [Int(1, KVM_SET_VCPU_EVENTS)] by Main: "exceptions and interrupts on their way";
+    SYS_ioctl [Int(1, KVM_GET_DEBUGREGS)] by Main: "a vCPU's debug registers";
+    SYS_ioctl [Int(1, KVM_SET_DEBUGREGS)] by Main: "a vCPU's debug registers";
+    SYS_ioctl [Int(1, KVM_GET_XCRS)] by Main: "which extended state is on";
+    SYS_ioctl [Int(1, KVM_SET_XCRS)] by Main: "which extended state is on";
+    SYS_ioctl [Int(1, KVM_GET_XSAVE)] by Main: "other hosts: extended state, before Linux 5.17";
+    SYS_ioctl [Int(1, KVM_GET_XSAVE2)] by Main: "other hosts: extended state, since Linux 5.17";
+    SYS_ioctl [Int(1, KVM_SET_XSAVE)] by Main: "extended state";
+    SYS_ioctl [Int(1, KVM_GET_TSC_KHZ)] by Main: "how fast the time stamp counter counts";
+    SYS_ioctl [Int(1, KVM_SET_TSC_KHZ)] by Main: "other hosts: as fast as where the snapshot was taken";
+    SYS_ioctl [Int(1, KVM_GET_NESTED_STATE)] by Main: "other hosts: what a guest's own guests are doing";
+    SYS_ioctl [Int(1, KVM_SET_NESTED_STATE)] by Main: "other hosts: what a guest's own guests are doing";
+
     // The tap, and whatever is made to not wait.
     SYS_ioctl [Int(1, TUNSETVNETHDRSZ)] by Main: "frames have the header that the driver wants";
     SYS_ioctl [Int(1, TUNSETVNETLE)] by Main: "in the byte order of virtio";
@@ -220,12 +250,37 @@ const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const KVM_RUN: u32 = 0xae80;
+const KVM_GET_MSR_INDEX_LIST: u32 = 0xc004_ae02;
+const KVM_GET_DIRTY_LOG: u32 = 0x4010_ae42;
+const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
+const KVM_SET_IRQCHIP: u32 = 0x8208_ae63;
+const KVM_SET_CLOCK: u32 = 0x4030_ae7b;
+const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SET_REGS: u32 = 0x4090_ae82;
 const KVM_GET_SREGS: u32 = 0x8138_ae83;
 const KVM_SET_SREGS: u32 = 0x4138_ae84;
+const KVM_GET_MSRS: u32 = 0xc008_ae88;
 const KVM_SET_MSRS: u32 = 0x4008_ae89;
+const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
 const KVM_SET_CPUID2: u32 = 0x4008_ae90;
+const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
+const KVM_SET_MP_STATE: u32 = 0x4004_ae99;
+const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+const KVM_SET_VCPU_EVENTS: u32 = 0x4040_aea0;
+const KVM_GET_DEBUGREGS: u32 = 0x8080_aea1;
+const KVM_SET_DEBUGREGS: u32 = 0x4080_aea2;
+const KVM_SET_TSC_KHZ: u32 = 0xaea2;
+const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+const KVM_GET_XSAVE: u32 = 0x9000_aea4;
+const KVM_SET_XSAVE: u32 = 0x5000_aea5;
+const KVM_GET_XCRS: u32 = 0x8188_aea6;
+const KVM_SET_XCRS: u32 = 0x4188_aea7;
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+const KVM_GET_NESTED_STATE: u32 = 0xc080_aebe;
+const KVM_SET_NESTED_STATE: u32 = 0x4080_aebf;
+const KVM_GET_XSAVE2: u32 = 0x9000_aecf;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
 const TUNSETQUEUE: u32 = 0x4004_54d9;

@@ -67,7 +67,9 @@ fn with_one_heap() {
     assert!(unused.is_empty(), "nothing needs {unused:#?}");
 }
 
-/// In a release build the standard library does not look whether what it closes is open.
+/// In a release build the standard library does not look whether what it closes is open; and some KVMs are
+/// asked what others are not.
 fn is_excused(index: usize) -> bool {
-    RULES[index].why.starts_with("debug builds") && !cfg!(debug_assertions)
+    let why = RULES[index].why;
+    why.starts_with("other hosts") || why.starts_with("debug builds") && !cfg!(debug_assertions)
 }

@@ -5,12 +5,16 @@ mod parts;
 
 use std::{
     io::{Read, Write},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     thread,
 };
 
 use ec2vmm_host::{
     disks::{Disk, OpenLayer},
+    machine::Restore,
     sandbox::empty_network,
 };
 use ec2vmm_vmm_api::config::{Format, RateLimit};
@@ -18,7 +22,7 @@ use ec2vmm_vmm_api::config::{Format, RateLimit};
 use crate::{
     born::{self, Kept},
     coverage::Coverage,
-    guests, tracer,
+    guests, machine, tracer,
 };
 
 pub(crate) fn run_all(coverage: &mut Coverage) {
@@ -27,6 +31,8 @@ pub(crate) fn run_all(coverage: &mut Coverage) {
     many_who_say_nothing(coverage, &network);
     a_crash(coverage, &network);
     reboots(coverage, &network);
+    a_disk_that_comes_and_goes(coverage, &network);
+    a_pause_and_snapshots(coverage, &network);
     parts::run_all(coverage);
 }
 
@@ -44,11 +50,16 @@ fn watch(coverage: &mut Coverage, parts: ec2vmm_host::machine::Parts, drive: imp
 }
 
 fn control(machine: &Kept, request: &str) -> String {
-    let mut control = UnixStream::connect(machine.path("control")).unwrap();
-    control.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    control.read_to_string(&mut answer).unwrap();
-    answer
+    machine::exchange(UnixStream::connect(machine.path("control")).unwrap(), request, &[])
+}
+
+/// Asks for what is to succeed, with descriptors.
+fn ask(machine: &Kept, what: &str, body: &str, descriptors: &[BorrowedFd<'_>]) {
+    let length = body.len();
+    let head = format!("{what} HTTP/1.1\r\nHost: m\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    let control = UnixStream::connect(machine.path("control")).unwrap();
+    let answer = machine::exchange(control, &(head + body), descriptors);
+    assert!(answer.starts_with("HTTP/1.1 20"), "{what}: {answer}");
 }
 
 fn power(machine: &Kept, action: &str) {
@@ -111,6 +122,46 @@ fn reboots(coverage: &mut Coverage, network: &OwnedFd) {
         for _ in 0..2 {
             power(machine, "reset");
         }
+        power(machine, "power_off");
+    });
+}
+
+/// One that the guest is told of, that grows, and that the guest lets go of.
+fn a_disk_that_comes_and_goes(coverage: &mut Coverage, network: &OwnedFd) {
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(1 << 20).unwrap();
+    watch(coverage, born::parts(born::full(network), guests::hot_plug(), None), |machine| {
+        machine.wait_until_running();
+        let mut console = UnixStream::connect(machine.path("console")).unwrap();
+        let attach = r#"{"id":"data","layers":["raw"],"serial":"data"}"#;
+        ask(machine, "POST /machine/disks", attach, &[disk.as_fd()]);
+        console.read_exact(&mut [0; 2]).unwrap();
+        ask(machine, "PUT /machine/disks/data/size", r#"{"bytes":2097152}"#, &[]);
+        ask(machine, "DELETE /machine/disks/data", "", &[]);
+        console.read_exact(&mut [0; 2]).unwrap();
+        power(machine, "power_off");
+    });
+}
+
+/// A machine stands still and goes on; it is copied, once whole and once what has changed; the copy goes on,
+/// and boots anew.
+fn a_pause_and_snapshots(coverage: &mut Coverage, network: &OwnedFd) {
+    let [state, memory, later_state, later_memory] = [(); 4].map(|()| tempfile::tempfile().unwrap());
+    watch(coverage, born::parts(born::full(network), guests::echo(), None), |machine| {
+        machine.wait_until_running();
+        ask(machine, "PUT /machine/pause", "", &[]);
+        ask(machine, "PUT /machine/resume", "", &[]);
+        let files = [state.as_fd(), memory.as_fd()];
+        ask(machine, "POST /machine/snapshot", r#"{"track":true}"#, &files);
+        let files = [later_state.as_fd(), later_memory.as_fd()];
+        ask(machine, "POST /machine/snapshot", r#"{"kind":"difference"}"#, &files);
+        power(machine, "power_off");
+    });
+    let mut parts = born::parts(born::full(network), guests::echo(), None);
+    parts.restore = Some(Restore { state: later_state, memory: vec![memory, later_memory] });
+    watch(coverage, parts, |machine| {
+        machine.wait_until_running();
+        power(machine, "reset");
         power(machine, "power_off");
     });
 }

@@ -2,8 +2,7 @@
 
 use std::{
     fs::File,
-    io::{IoSlice, Read},
-    mem::MaybeUninit,
+    io::Read,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -15,21 +14,16 @@ use ec2vmm_vmm_api::{
     config::DISKS_MAX,
     control::{self, Disk, Disks},
 };
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use crate::{ask, get, guests, machine::Machine, put_power};
+use crate::{
+    ask, get, guests,
+    machine::{self, Machine},
+    put_power,
+};
 
 /// Asks for something, with descriptors.
 pub(crate) fn send(machine: &Machine, request: &str, descriptors: &[BorrowedFd<'_>]) -> String {
-    let mut stream = machine.connect(&machine.control);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(descriptors.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
-    rustix::net::sendmsg(&stream, &[IoSlice::new(request.as_bytes())], &mut ancillary, SendFlags::empty())
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    machine::exchange(machine.connect(&machine.control), request, descriptors)
 }
 
 pub(crate) fn with_body(method: &str, path: &str, body: &str) -> String {

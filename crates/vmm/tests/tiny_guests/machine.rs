@@ -5,9 +5,10 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek, Write},
+    io::{BufRead, BufReader, IoSlice, Read, Seek, Write},
+    mem::MaybeUninit,
     os::{
-        fd::OwnedFd,
+        fd::{BorrowedFd, OwnedFd},
         unix::fs::FileExt,
         unix::net::{UnixListener, UnixStream},
     },
@@ -24,6 +25,7 @@ use ec2vmm_vmm_api::{
 };
 use rustix::{
     event::{PollFd, PollFlags},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
     process::PidfdFlags,
 };
 
@@ -273,4 +275,16 @@ pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
     file.extend([HEADERS, ADDRESS, ADDRESS, size, size, 0x1000].map(u64::to_le_bytes).concat());
     file.extend(code);
     file
+}
+
+/// Sends a request with descriptors; gives the whole answer.
+pub(crate) fn exchange(mut stream: UnixStream, request: &str, descriptors: &[BorrowedFd<'_>]) -> String {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(descriptors.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
+    let bytes = [IoSlice::new(request.as_bytes())];
+    rustix::net::sendmsg(&stream, &bytes, &mut ancillary, SendFlags::empty()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
