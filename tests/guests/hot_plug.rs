@@ -70,7 +70,7 @@ fn disks_come_grow_stay_and_go() {
     data.write_all_at(b"from the host", 0).unwrap();
     assert_eq!(attach_disk(&mut machine, "data", &data).size_bytes, 64 << 20);
     until(&mut machine, "test -b /dev/vdb");
-    assert_eq!(machine.sh("cat /sys/block/vdb/serial /sys/block/vdb/size"), "data\n131072");
+    assert_eq!(machine.sh("cat /sys/block/vdb/serial /sys/block/vdb/size"), "data131072");
     assert_eq!(machine.sh("head -c 13 /dev/vdb"), "from the host");
     machine.sh("printf 'from the guest' | dd of=/dev/vdb conv=fsync 2>/dev/null");
     let mut seen = [0; 14];
@@ -89,7 +89,7 @@ fn disks_come_grow_stay_and_go() {
     machine.last_words("reboot");
     machine.wait_for_event(|event| matches!(event, Event::Reset { .. }).then_some(()));
     shell(&mut machine);
-    assert_eq!(machine.sh("cat /sys/block/vdb/serial /sys/block/vdb/size"), "data\n393216");
+    assert_eq!(machine.sh("cat /sys/block/vdb/serial /sys/block/vdb/size"), "data393216");
     assert_eq!(machine.sh("head -c 14 /dev/vdb"), "from the guest");
 
     // Several at once, and one after the other in the same place.
