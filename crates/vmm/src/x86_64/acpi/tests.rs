@@ -155,6 +155,7 @@ fn events_reach_their_devices() {
             "S005: 0x03 (Eject Request)",
             "S006: 0x01 (Device Check)",
             "S006: 0x03 (Eject Request)",
+            "VGEN: 0x80 (Status Change)",
         ]
     "#]]
     .assert_debug_eq(&notified(0xff));
