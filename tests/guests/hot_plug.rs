@@ -143,7 +143,7 @@ fn an_interface_comes_and_goes() {
     run(Command::new("ip").args(["link", "set", TAP, "up"]));
     let mut machine = ready(Plan::boot(&place::image("minimal.raw")));
     for round in 0..2 {
-        let tap = ec2vmm_host::tap::open(TAP).unwrap().file;
+        let [tap] = <[_; 1]>::try_from(ec2vmm_host::tap::open(TAP, 1).unwrap().queues).unwrap();
         let body = r#"{"id":"eni-1","mac":[2,0,0,0,0,9]}"#;
         let answer = send(&machine, "/machine/nets", body, &[tap.as_fd()]);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

@@ -14,6 +14,7 @@
 mod bad_images;
 mod daemon;
 mod debian;
+mod devices;
 mod hard_kills;
 mod hot_plug;
 mod instances;

@@ -227,7 +227,7 @@ fn memory_beyond_the_guests_and_memory_given_back() {
 }
 
 /// The private pages of a process in those of its mappings whose length is `wanted`.
-fn private_bytes(process: u32, wanted: impl Fn(u64) -> bool) -> u64 {
+pub(crate) fn private_bytes(process: u32, wanted: impl Fn(u64) -> bool) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
     let (mut counted, mut bytes) = (false, 0);
     for line in maps.lines() {

@@ -74,7 +74,7 @@ fn large_transfers(machine: &mut Machine) {
 }
 
 /// Bytes without a pattern (xorshift64).
-fn noise(bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let words = std::iter::repeat_with(|| {
         state ^= state << 13;

@@ -16,9 +16,11 @@ use crate::{
         types::Types, untag::UntagArgs, wait::Wait,
     },
     value::{
+        balloon::Balloon,
         disk::{Disk, format},
         duration::Span,
         net::Net,
+        rate::Limit,
         size::Size,
     },
 };
@@ -108,9 +110,16 @@ pub(crate) struct Run {
     ///
     /// The guest finds them in this order after IMAGE: /dev/vdb, /dev/vdc, ... Options follow the file after
     /// commas: format=raw or format=qcow2; readonly, or snapshot to throw writes away; serial=SERIAL, by
-    /// which the guest finds it as /dev/disk/by-id/virtio-SERIAL. Two commas stand for one in a name.
+    /// which the guest finds it as /dev/disk/by-id/virtio-SERIAL; iops=RATE and bps=RATE, as for --io-limit;
+    /// queues=N, else one a vCPU and at most 4. Two commas stand for one in a name.
     #[arg(long, value_name = "FILE[,OPTION...]", action = ArgAction::Append, help_heading = DISKS)]
     pub(crate) disk: Vec<Disk>,
+    /// How many requests and bytes a second IMAGE serves, such as iops=3000,bps=125M
+    ///
+    /// RATE is a number a second, RATE/BURST also says how much more may come at once after a pause: without
+    /// it, as much as one second brings. Bytes as for --memory.
+    #[arg(long, value_name = "iops=RATE,bps=RATE", help_heading = DISKS)]
+    pub(crate) io_limit: Option<Limit>,
 
     /// Public SSH key that may log in as the image's default user; may be repeated
     #[arg(long, value_name = "FILE.pub", value_hint = ValueHint::FilePath, help_heading = GUEST)]
@@ -125,12 +134,22 @@ pub(crate) struct Run {
     /// Network interface on an existing tap of this host; may be repeated
     ///
     /// Without mac= the address is made from the tap's name and this host's machine id, so it stays the same.
+    /// More after commas: mtu=BYTES, which the guest is told; queues=N, for a tap that was made with
+    /// multi_queue, else one a vCPU and at most 4; rx-bps=, rx-pps=, tx-bps= and tx-pps=RATE[/BURST], bytes and
+    /// frames a second to the guest and from it, as for --io-limit.
     /// With no interface at all, systemd in the guest is told by the kernel's command line not to wait for one.
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = ArgAction::Append, help_heading = NETWORK)]
+    #[arg(long, value_name = "tap=NAME[,OPTION...]", action = ArgAction::Append, help_heading = NETWORK)]
     pub(crate) net: Vec<Net>,
     /// Unix socket on which programs of this host meet the guest's vsock
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = NETWORK)]
     pub(crate) vsock: Option<PathBuf>,
+
+    /// How the guest gives memory back: deflate-on-oom=off, free-page-reporting=off, or both [default: on]
+    #[arg(long, value_name = "FLAG=off", default_value = "deflate-on-oom=on", hide_default_value = true, help_heading = SIZE)]
+    pub(crate) balloon: Balloon,
+    /// How many requests and bytes of randomness a second the guest is given, such as bps=64k
+    #[arg(long, value_name = "iops=RATE,bps=RATE", help_heading = SIZE)]
+    pub(crate) entropy_limit: Option<Limit>,
 
     /// Boot this kernel (bzImage or ELF) and not the one on IMAGE
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = KERNEL)]

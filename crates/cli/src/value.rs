@@ -1,5 +1,6 @@
 //! Values that are typed in an option, each with its own grammar.
 
+pub(crate) mod balloon;
 pub(crate) mod count;
 pub(crate) mod disk;
 pub(crate) mod duration;
@@ -8,6 +9,8 @@ pub(crate) mod gib;
 pub(crate) mod mac;
 pub(crate) mod moment;
 pub(crate) mod net;
+pub(crate) mod queues;
+pub(crate) mod rate;
 pub(crate) mod settings;
 pub(crate) mod size;
 pub(crate) mod tag;

@@ -13,7 +13,10 @@ use std::{
 };
 
 use ec2vmm_image::{DiskError, ErrorKind, Layer, OpenError};
-use ec2vmm_vmm_api::{FailureKind, config::Format};
+use ec2vmm_vmm_api::{
+    FailureKind,
+    config::{Format, RateLimit},
+};
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
     io::Errno,
@@ -32,6 +35,10 @@ pub struct Wanted {
     pub writes: Writes,
     /// At most [`SERIAL_BYTES_MAX`].
     pub serial: String,
+    /// See [`ec2vmm_vmm_api::config::Disk::queues`].
+    pub queues: Option<u16>,
+    /// See [`ec2vmm_vmm_api::config::Disk::rate_limit`].
+    pub rate_limit: RateLimit,
 }
 
 /// What becomes of what a guest writes.
@@ -56,6 +63,10 @@ pub struct Disk {
     pub scratch: bool,
     /// What the guest reads as the disk's serial number.
     pub serial: String,
+    /// See [`ec2vmm_vmm_api::config::Disk::queues`].
+    pub queues: Option<u16>,
+    /// See [`ec2vmm_vmm_api::config::Disk::rate_limit`].
+    pub rate_limit: RateLimit,
 }
 
 /// One open file of a disk.
@@ -197,6 +208,8 @@ pub fn open(wanted: &Wanted, scratch: &Path) -> Result<Disk, Error> {
         read_only: wanted.writes == Writes::Refused,
         scratch: wanted.writes == Writes::Discarded,
         serial: wanted.serial.clone(),
+        queues: wanted.queues,
+        rate_limit: wanted.rate_limit,
     })
 }
 
@@ -232,7 +245,14 @@ pub fn fleeting(folder: &Path, size_bytes: u64, serial: String) -> Result<Disk, 
     let file = unnamed_file(folder).map_err(failed)?;
     file.set_len(size_bytes).map_err(failed)?;
     let layers = vec![OpenLayer { file, format: Format::Raw }];
-    Ok(Disk { layers, read_only: false, scratch: true, serial })
+    Ok(Disk {
+        layers,
+        read_only: false,
+        scratch: true,
+        serial,
+        queues: None,
+        rate_limit: RateLimit::default(),
+    })
 }
 
 fn lock(path: &Path, file: &File, to_write: bool) -> Result<(), Error> {
@@ -332,7 +352,10 @@ mod tests {
         path::{Path, PathBuf},
     };
 
-    use ec2vmm_vmm_api::{FailureKind, config::Format};
+    use ec2vmm_vmm_api::{
+        FailureKind,
+        config::{Format, RateLimit},
+    };
 
     use super::{Disk, Error, Wanted, Writes, find_holder, named_and_removed, open};
     use crate::Explained;
@@ -391,7 +414,7 @@ mod tests {
     fn scratch_must_exist() {
         let folder = tempfile::tempdir().unwrap();
         let image = image(folder.path());
-        let wanted = Wanted { path: image, format: None, writes: Writes::Discarded, serial: "root".into() };
+        let wanted = wanted(image, Writes::Discarded);
         let error = open(&wanted, &folder.path().join("none")).unwrap_err();
         assert!(matches!(error, Error::Scratch { .. }), "{error}");
     }
@@ -407,8 +430,13 @@ mod tests {
     }
 
     fn attempt(path: &Path, writes: Writes) -> Result<Disk, Error> {
-        let wanted = Wanted { path: path.to_owned(), format: None, writes, serial: "root".into() };
+        let wanted = wanted(path.to_owned(), writes);
         open(&wanted, path.parent().filter(|folder| folder.is_dir()).unwrap_or(Path::new("/tmp")))
+    }
+
+    fn wanted(path: PathBuf, writes: Writes) -> Wanted {
+        let serial = "root".into();
+        Wanted { path, format: None, writes, serial, queues: None, rate_limit: RateLimit::default() }
     }
 
     fn image(folder: &Path) -> PathBuf {

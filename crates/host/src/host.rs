@@ -12,7 +12,7 @@ use ec2vmm_model::{
     ids::{InstanceId, InterfaceId, VolumeId, VpcId},
     images::DiskFormat,
 };
-use ec2vmm_vmm_api::{Failure, exit::Exit};
+use ec2vmm_vmm_api::{Failure, config::RateLimit, exit::Exit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::broadcast,
@@ -241,6 +241,8 @@ pub struct MachinePlan {
     pub instance_store_gb: Option<u64>,
     /// Its network interfaces, in order.
     pub interfaces: Vec<InterfaceId>,
+    /// How fast each interface is, each way.
+    pub network: RateLimit,
     /// What its image's cloud-init is told.
     pub guest: GuestData,
 }

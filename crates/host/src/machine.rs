@@ -51,6 +51,10 @@ pub struct Parts {
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest finds them.
     pub nets: Vec<Net>,
+    /// How the guest gives memory back.
+    pub balloon: config::Balloon,
+    /// The guest's source of random numbers.
+    pub entropy: config::Entropy,
     /// The listening socket that guest and host sockets meet at.
     pub vsock: Option<OwnedFd>,
     /// The listening socket for control.
@@ -105,10 +109,16 @@ pub struct Restore {
 /// [`config::Net`] with an open tap.
 #[derive(Debug)]
 pub struct Net {
-    /// See [`crate::tap`].
-    pub tap: File,
+    /// Each queue of the tap. See [`crate::tap`].
+    pub taps: Vec<File>,
     /// Hardware address.
     pub mac: [u8; 6],
+    /// See [`config::Net::mtu`].
+    pub mtu: Option<u16>,
+    /// See [`config::Net::receive_limit`].
+    pub receive_limit: config::RateLimit,
+    /// See [`config::Net::transmit_limit`].
+    pub transmit_limit: config::RateLimit,
 }
 
 /// Why a machine process could not be started.
@@ -360,8 +370,21 @@ impl Handed {
         let [console, console_log, console_listener] =
             [ways.console, ways.console_log, ways.console_listener].map(&mut given);
         let [record, events, lifeline] = [ways.record, ways.events, ways.lifeline].map(given);
-        let Parts { kvm, identity, cpus, memory_mib, huge_pages, boot, restore, disks, nets, vsock, control } =
-            parts;
+        let Parts {
+            kvm,
+            identity,
+            cpus,
+            memory_mib,
+            huge_pages,
+            boot,
+            restore,
+            disks,
+            nets,
+            balloon,
+            entropy,
+            vsock,
+            control,
+        } = parts;
         MachineConfig {
             version: ec2vmm_vmm_api::VERSION,
             kvm: self.hand(kvm),
@@ -384,7 +407,9 @@ impl Handed {
                 track: false,
             }),
             disks: disks.into_iter().map(|disk| self.disk(disk)).collect(),
-            nets: nets.into_iter().map(|net| config::Net { tap: self.hand(net.tap), mac: net.mac }).collect(),
+            nets: nets.into_iter().map(|net| self.net(net)).collect(),
+            balloon,
+            entropy,
             vsock: vsock.map(|listener| config::Vsock { cid: GUEST_CID, listener: self.hand(listener) }),
             console,
             console_log,
@@ -398,12 +423,18 @@ impl Handed {
     }
 
     fn disk(&mut self, disk: Disk) -> config::Disk {
-        let Disk { layers, read_only, scratch, serial } = disk;
+        let Disk { layers, read_only, scratch, serial, queues, rate_limit } = disk;
         let layers = layers
             .into_iter()
             .map(|layer| config::Layer { fd: self.hand(layer.file), format: layer.format })
             .collect();
-        config::Disk { layers, read_only, scratch, serial }
+        config::Disk { layers, read_only, scratch, serial, queues, rate_limit }
+    }
+
+    fn net(&mut self, net: Net) -> config::Net {
+        let Net { taps, mac, mtu, receive_limit, transmit_limit } = net;
+        let taps = taps.into_iter().map(|tap| self.hand(tap)).collect();
+        config::Net { taps, mac, mtu, receive_limit, transmit_limit }
     }
 }
 

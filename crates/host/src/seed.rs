@@ -15,7 +15,10 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use ec2vmm_model::ids::InstanceId;
-use ec2vmm_vmm_api::{FailureKind, config::Format};
+use ec2vmm_vmm_api::{
+    FailureKind,
+    config::{Format, RateLimit},
+};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde_json::json;
 use uuid::Uuid;
@@ -161,7 +164,15 @@ impl Seed {
     /// [`Error::Make`].
     pub fn disk(&self) -> Result<Disk, Error> {
         let layers = vec![OpenLayer { file: self.build()?, format: Format::Raw }];
-        Ok(Disk { layers, read_only: true, scratch: false, serial: SERIAL.to_owned() })
+        Ok(Disk {
+            layers,
+            read_only: true,
+            scratch: false,
+            serial: SERIAL.to_owned(),
+            // It is read once.
+            queues: Some(1),
+            rate_limit: RateLimit::default(),
+        })
     }
 
     /// JSON, which is YAML.

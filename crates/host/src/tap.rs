@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "TUNSETIFF, TUNSETPERSIST")]
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{DirEntry, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -39,12 +39,6 @@ pub enum Error {
         /// As asked for.
         name: String,
     },
-    /// The tap has several queues, of which another process may have one already.
-    #[error("tap `{name}` was made with several queues")]
-    MultiQueue {
-        /// As asked for.
-        name: String,
-    },
     /// Another process holds it.
     #[error("tap `{name}` is in use by another process")]
     Busy {
@@ -72,7 +66,7 @@ pub enum Error {
 impl Explained for Error {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Missing { .. } | Self::NotATap { .. } | Self::MultiQueue { .. } => FailureKind::NoTap,
+            Self::Missing { .. } | Self::NotATap { .. } => FailureKind::NoTap,
             Self::Busy { .. } => FailureKind::TapBusy,
             Self::Permission { .. } => FailureKind::Permission,
             Self::Open { .. } => FailureKind::Other,
@@ -83,11 +77,6 @@ impl Explained for Error {
         Some(match self {
             Self::Missing { name } => {
                 format!("make it with `ip tuntap add {name} mode tap && ip link set {name} up`")
-            }
-            Self::MultiQueue { name } => {
-                format!(
-                    "make it anew without `multi_queue`: `ip tuntap del {name} mode tap multi_queue`, then add"
-                )
             }
             Self::NotATap { .. } => "`ip tuntap show` lists the taps of this host".into(),
             Self::Busy { .. } => "give each machine a tap of its own".into(),
@@ -104,17 +93,17 @@ impl Explained for Error {
 /// An open tap.
 #[derive(Debug)]
 pub struct Tap {
-    /// Carries frames, each after a `virtio_net_hdr`; reading never waits.
-    pub file: File,
+    /// Its queues, at least one. Each carries frames, each after a `virtio_net_hdr`; reading never waits.
+    pub queues: Vec<File>,
     /// The interface is switched on.
     pub is_up: bool,
 }
 
-/// Opens an existing tap.
+/// Opens an existing tap: one that was made with `multi_queue` as often as `queues` says, any other once.
 ///
 /// # Errors
 /// [`Error`].
-pub fn open(name: &str) -> Result<Tap, Error> {
+pub fn open(name: &str, queues: u16) -> Result<Tap, Error> {
     let found = Found::look(name)?;
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::PermissionDenied => Error::Permission { name: name.to_owned(), source },
@@ -123,20 +112,26 @@ pub fn open(name: &str) -> Result<Tap, Error> {
         }
         _ => Error::Open { name: name.to_owned(), source },
     };
-    let file = attach(name).map_err(failed)?;
+    let count = if found.multi_queue { queues.max(1) } else { 1 };
+    let files: io::Result<Vec<File>> = (0..count).map(|_| attach(name, found.multi_queue)).collect();
+    let files = files.map_err(failed)?;
     // Removed since we looked: then this one is new and goes with the descriptor.
-    match Found::look(name) {
-        Ok(attached) if attached.index == found.index => Ok(Tap { file, is_up: attached.is_up }),
-        _ => Err(Error::Missing { name: name.to_owned() }),
+    let now = Found::look(name).ok().filter(|now| now.index == found.index);
+    let now = now.ok_or_else(|| Error::Missing { name: name.to_owned() })?;
+    // The kernel lets several processes have queues of one tap. Two that open it at once both give it up.
+    if now.queues > files.len() {
+        return Err(Error::Busy { name: name.to_owned() });
     }
+    Ok(Tap { queues: files, is_up: now.is_up })
 }
 
 /// Attaches to the tap of this name in the calling thread's network namespace, and makes it where there is
 /// none: then it goes with the descriptor, unless it is [kept](keep).
 ///
 /// # Errors
-/// The kernel's: `EBUSY` where another process has it, `EINVAL` where it is no tap.
-pub(crate) fn attach(name: &str) -> io::Result<File> {
+/// The kernel's: `EBUSY` where another process has it and it has one queue, `EINVAL` where it is no tap, or
+/// has several queues where it should have one, or the other way round.
+pub(crate) fn attach(name: &str, multi_queue: bool) -> io::Result<File> {
     if name.is_empty() || name.len() >= IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -145,7 +140,8 @@ pub(crate) fn attach(name: &str) -> io::Result<File> {
         .write(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open("/dev/net/tun")?;
-    let mut request = Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
+    let queues = if multi_queue { IFF_MULTI_QUEUE } else { 0 };
+    let mut request = Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | queues);
     // SAFETY: `Request` has the size and layout of the kernel's `struct ifreq`, which TUNSETIFF reads and writes.
     let attach = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
     // SAFETY: the opcode and the type belong together, see above; the kernel keeps no pointer.
@@ -181,6 +177,9 @@ struct Found {
     /// Never given to two interfaces.
     index: u32,
     is_up: bool,
+    multi_queue: bool,
+    /// Queues that somebody has; at least one, also where nobody has.
+    queues: usize,
 }
 
 impl Found {
@@ -197,10 +196,16 @@ impl Found {
             .and_then(|flags| u16::try_from(flags).ok())
             .filter(|flags| flags & IFF_TAP != 0)
             .ok_or_else(|| Error::NotATap { name: name.to_owned() })?;
-        if flags & IFF_MULTI_QUEUE != 0 {
-            return Err(Error::MultiQueue { name: name.to_owned() });
-        }
-        Ok(Self { index, is_up: link & IFF_UP != 0 })
+        let queues = std::fs::read_dir(folder.join("queues")).map_err(|_| missing())?;
+        let receives = |entry: &io::Result<DirEntry>| {
+            entry.as_ref().is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"rx-"))
+        };
+        Ok(Self {
+            index,
+            is_up: link & IFF_UP != 0,
+            multi_queue: flags & IFF_MULTI_QUEUE != 0,
+            queues: queues.filter(receives).count(),
+        })
     }
 }
 
@@ -248,14 +253,14 @@ const TUNSETPERSIST: Opcode = ioctl::opcode::write::<i32>(b'T', 203);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, process::Command};
 
     use super::{Error, open, stable_mac};
 
     #[test]
     fn nothing_is_made_for_a_wrong_name() {
         for name in ["ec2vmm-none", "", ".", "..", "a/b", "a-name-longer-than-fifteen"] {
-            assert!(matches!(open(name), Err(Error::Missing { .. })), "{name}");
+            assert!(matches!(open(name, 1), Err(Error::Missing { .. })), "{name}");
         }
         assert!(!Path::new("/sys/class/net/ec2vmm-none").exists());
     }
@@ -277,8 +282,50 @@ mod tests {
         }
     }
 
+    /// In a network of its own; not without the rights to make one.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
+    fn a_tap_has_one_owner_whatever_its_queues() {
+        let make = "mount -t sysfs sysfs /sys && ip tuntap add plain0 mode tap && \
+                    ip tuntap add multi0 mode tap multi_queue && ip link set multi0 up && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", make, "sh"]);
+        command.arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "tap::tests::among_taps", "--include-ignored", "--nocapture"]);
+        let possible = Command::new("unshare").args(["--net", "--mount", "ip", "-V"]).output();
+        if !possible.is_ok_and(|output| output.status.success()) {
+            eprintln!("SKIPPED a_tap_has_one_owner_whatever_its_queues: it needs root, `unshare` and `ip`");
+            return;
+        }
+        let output = command.env(AMONG_TAPS, "yes").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{output:?}");
+    }
+
+    #[test]
+    #[ignore = "not a test: the part of the one above that runs in its own network"]
+    fn among_taps() {
+        if std::env::var_os(AMONG_TAPS).is_none() {
+            return;
+        }
+        let one = open("plain0", 4).unwrap();
+        assert_eq!((one.queues.len(), one.is_up), (1, false));
+        assert!(matches!(open("plain0", 1), Err(Error::Busy { .. })));
+        for queues in [1, 3] {
+            let many = open("multi0", queues).unwrap();
+            assert_eq!((many.queues.len(), many.is_up), (usize::from(queues), true));
+            for wanted in [1, 2] {
+                assert!(matches!(open("multi0", wanted), Err(Error::Busy { .. })), "{queues} {wanted}");
+            }
+        }
+        drop(one);
+        open("plain0", 1).unwrap();
+    }
+
+    const AMONG_TAPS: &str = "EC2VMM_TEST_AMONG_TAPS";
+
     #[test]
     fn loopback_is_no_tap() {
-        assert!(matches!(open("lo"), Err(Error::NotATap { .. })));
+        assert!(matches!(open("lo", 1), Err(Error::NotATap { .. })));
     }
 }

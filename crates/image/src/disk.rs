@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::io::{Seek, SeekFrom};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use imago::file::File as Storage;
@@ -35,7 +36,8 @@ pub struct Disk(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     access: RwLock<FormatAccess<Storage>>,
-    size: u64,
+    /// Only ever grows.
+    size: AtomicU64,
     writable: bool,
     can_discard: bool,
     /// The file that is written has no name: it is gone with its last descriptor.
@@ -163,7 +165,7 @@ impl Disk {
         }
         facts.reverse();
         let access = beneath.ok_or(DiskError::NoLayers)?;
-        let size = access.size().next_multiple_of(SECTOR);
+        let size = AtomicU64::new(access.size().next_multiple_of(SECTOR));
         let access = RwLock::new(access);
         let inner = Inner { access, size, writable: write, can_discard, is_scratch, layers: facts };
         Ok(Self(Arc::new(inner)))
@@ -171,7 +173,7 @@ impl Disk {
 
     /// Size in bytes, a multiple of 512.
     pub fn size(&self) -> u64 {
-        self.0.size
+        self.0.size.load(Ordering::Acquire)
     }
 
     /// Whether the disk was opened for writing.
@@ -281,6 +283,29 @@ impl Disk {
         access.sync()
     }
 
+    /// Makes the disk `bytes` long: what is new reads as zeros. Its top file records that before this
+    /// returns.
+    ///
+    /// # Errors
+    /// The disk is read-only or longer than that, `bytes` is no multiple of 512, or the file cannot grow.
+    pub fn grow(&self, bytes: u64) -> io::Result<()> {
+        if !self.0.writable {
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the disk is read-only"));
+        }
+        // One at a time, and nobody is in the middle of a request.
+        self.exclusive(|access| {
+            let size = self.size();
+            if !bytes.is_multiple_of(SECTOR) || bytes < size {
+                let message = format!("a disk of {size} bytes cannot become {bytes} bytes long");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            }
+            access.resize_grow(bytes, imago::format::PreallocateMode::None)?;
+            access.flush()?;
+            self.0.size.store(bytes, Ordering::Release);
+            Ok(())
+        })
+    }
+
     fn write_vector(&self, vector: IoVector<'_>, offset: u64) -> io::Result<()> {
         self.check_write(offset, vector.len())?;
         self.access().writev(vector, offset)
@@ -306,16 +331,16 @@ impl Disk {
         self.check_range(offset, length)?;
         let access = self.access();
         if offset + length > access.size() {
-            access.resize_grow(self.0.size, imago::format::PreallocateMode::None)?;
+            access.resize_grow(self.size(), imago::format::PreallocateMode::None)?;
         }
         Ok(())
     }
 
     fn check_range(&self, offset: u64, length: u64) -> io::Result<()> {
-        if offset.checked_add(length).is_some_and(|end| end <= self.0.size) {
+        if offset.checked_add(length).is_some_and(|end| end <= self.size()) {
             return Ok(());
         }
-        let size = self.0.size;
+        let size = self.size();
         let message = format!("{length} bytes from byte {offset} are not within the disk's {size} bytes");
         Err(io::Error::new(io::ErrorKind::InvalidInput, message))
     }

@@ -3,6 +3,8 @@
 //! A machine process opens no path. Whatever it uses is an open descriptor that it inherits, named
 //! here by number. Reads of standard input end at end-of-file.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -39,6 +41,12 @@ pub struct MachineConfig {
     pub nets: Vec<Net>,
     /// A socket family of guest and host, if wanted.
     pub vsock: Option<Vsock>,
+    /// The balloon, by which the guest gives memory back.
+    #[serde(default)]
+    pub balloon: Balloon,
+    /// The guest's source of random numbers.
+    #[serde(default)]
+    pub entropy: Entropy,
     /// The serial console, COM1: a stream socket, pipe or terminal. What the guest prints is
     /// written to it; what can be read from it, the guest reads. Nothing blocks on it: output that
     /// finds no reader for long is dropped, oldest first.
@@ -87,6 +95,14 @@ pub const CPUS_MAX: u8 = 64;
 pub const DISKS_MAX: usize = 16;
 /// The most network interfaces a machine can have.
 pub const NETS_MAX: usize = 8;
+
+/// The most queues a disk can have, and the most pairs of queues a network interface can have.
+pub const QUEUES_MAX: u16 = 16;
+/// How many of either there are where nothing is said: one a vCPU, but no more than this. A machine's
+/// devices share one thread, so that more would not carry more.
+pub const QUEUES_USUAL_MAX: u16 = 4;
+/// The least MTU a network interface can announce, bytes (virtio 1.2 section 5.1.4.1).
+pub const MTU_MIN: u16 = 68;
 
 /// What is kept in the ring file of [`MachineConfig::console_log`], bytes.
 pub const CONSOLE_LOG_BYTES: u64 = 64 * 1024;
@@ -183,6 +199,13 @@ pub struct Disk {
     pub scratch: bool,
     /// What the guest reads as the disk's serial number, at most 20 bytes: the volume id.
     pub serial: String,
+    /// How many queues the guest can use, 1 to [`QUEUES_MAX`]. None: one a vCPU, at most
+    /// [`QUEUES_USUAL_MAX`].
+    #[serde(default)]
+    pub queues: Option<u16>,
+    /// Limits all requests together. Of them reading and writing take bytes.
+    #[serde(default)]
+    pub rate_limit: RateLimit,
 }
 
 /// One file of a disk.
@@ -199,10 +222,74 @@ pub struct Layer {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
-    /// A tap made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub tap: Fd,
+    /// A tap made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, once for each pair of queues that the guest
+    /// can use, 1 to [`QUEUES_MAX`]. If several, also with `IFF_MULTI_QUEUE`.
+    pub taps: Vec<Fd>,
     /// The interface's hardware address.
     pub mac: [u8; 6],
+    /// What the guest is told is the largest packet, bytes, at least [`MTU_MIN`]; none: nothing is said.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Limits frames to the guest. What comes faster waits in the tap, and is dropped there.
+    #[serde(default)]
+    pub receive_limit: RateLimit,
+    /// Limits frames from the guest.
+    #[serde(default)]
+    pub transmit_limit: RateLimit,
+}
+
+/// How much may pass. What is none is not limited.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Bytes.
+    #[serde(default)]
+    pub bandwidth: Option<TokenBucket>,
+    /// Requests of a disk, frames of a network interface.
+    #[serde(default)]
+    pub operations: Option<TokenBucket>,
+}
+
+/// A rate, and how much may pass at once beyond it. Neither can be zero.
+///
+/// Something passes while there is at least one token. What it takes beyond those that are there is owed,
+/// and delays the next.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// How many tokens come a second: bytes or operations.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 1))]
+    pub per_second: NonZeroU64,
+    /// How many tokens there are at the start, and at most. Bytes or operations.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 1))]
+    pub burst: NonZeroU64,
+}
+
+/// How the guest gives memory back.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// The guest takes memory out of the balloon before it kills a process for want of it.
+    pub deflate_on_oom: bool,
+    /// The guest tells of pages that it has freed, and the host takes them at once.
+    pub free_page_reporting: bool,
+}
+
+impl Default for Balloon {
+    fn default() -> Self {
+        Self { deflate_on_oom: true, free_page_reporting: true }
+    }
+}
+
+/// The guest's source of random numbers.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {
+    /// Limits requests for random bytes.
+    #[serde(default)]
+    pub rate_limit: RateLimit,
 }
 
 /// Guest and host sockets, virtio-vsock, bridged to a Unix socket.

@@ -13,7 +13,11 @@ use std::{
 use ec2vmm_devices::{
     Memory,
     rtc::Rtc,
-    virtio::{balloon::Balloon, rng::Rng, vsock::Vsock},
+    virtio::{
+        balloon::{self, Balloon},
+        rng::Rng,
+        vsock::Vsock,
+    },
 };
 use ec2vmm_vmm_api::{
     Exit, MachineConfig,
@@ -26,7 +30,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::{
     block::{Access, OpenDisk},
     boot_source::BootSource,
-    clock::HostClock,
+    clock::{HostClock, MonotonicTimer},
     console::Console,
     control::ControlServer,
     entropy::KernelEntropy,
@@ -37,6 +41,7 @@ use crate::{
     mailbox::Mailbox,
     memory,
     parts::{self, DiskSpec},
+    rate_limits::limiter,
     reclaim::Madvise,
     report::Report,
     slots::{DISKS, NETS, Part, Slot, Slots},
@@ -149,6 +154,7 @@ fn open_snapshot(files: RestoreFiles, config: &MachineConfig) -> Result<Snapshot
 
 /// What the contract promises, before anything is made.
 fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    let queues = 1..=config::QUEUES_MAX;
     let limits = [
         (config.version != ec2vmm_vmm_api::VERSION, "the configuration is of another version"),
         (!(1..=config::CPUS_MAX).contains(&config.cpus), "a machine has 1 to 64 vCPUs"),
@@ -164,6 +170,21 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
         (config.disks.iter().any(|disk| disk.layers.is_empty()), "a disk has at least one layer"),
+        (
+            config.disks.iter().filter_map(|disk| disk.queues).any(|count| !queues.contains(&count)),
+            "a disk has 1 to 16 queues",
+        ),
+        (
+            config
+                .nets
+                .iter()
+                .any(|net| !u16::try_from(net.taps.len()).is_ok_and(|count| queues.contains(&count))),
+            "a network interface has 1 to 16 queues of a tap",
+        ),
+        (
+            config.nets.iter().filter_map(|net| net.mtu).any(|mtu| mtu < config::MTU_MIN),
+            "a network interface has an MTU of at least 68 bytes",
+        ),
     ];
     match limits.iter().find(|(broken, _)| *broken) {
         Some((_, law)) => Err(MachineError::Config((*law).into())),
@@ -227,7 +248,7 @@ fn open_boot(
 fn devices(
     config: &MachineConfig,
     vsock: Option<OwnedFd>,
-    taps: Vec<OwnedFd>,
+    taps: Vec<Vec<OwnedFd>>,
     memory: &Arc<Memory>,
     disks: Vec<OpenDisk>,
 ) -> Result<Slots, MachineError> {
@@ -239,24 +260,35 @@ fn devices(
     let fixed = |name: &str, place, device| {
         Slot::new(name.into(), place, Part::Fixed, device).map_err(MachineError::system("making a doorbell"))
     };
-    let rng = Rng::new(KernelEntropy).map_err(MachineError::system("making the entropy device"))?;
+    let rng = limiter(config.entropy.rate_limit)
+        .and_then(|limiter| Rng::new(KernelEntropy, limiter))
+        .map_err(MachineError::system("making the entropy device"))?;
     add(fixed("rng", RNG, Box::new(rng)))?;
-    let balloon =
-        Balloon::new(Madvise::new(Arc::clone(memory))).map_err(MachineError::system("making the balloon"))?;
+    let config::Balloon { deflate_on_oom, free_page_reporting } = config.balloon;
+    let memory_bytes = config.memory_mib.saturating_mul(1 << 20);
+    let options = balloon::Options { memory_bytes, deflate_on_oom, free_page_reporting };
+    let balloon = MonotonicTimer::new()
+        .and_then(|clock| Balloon::new(Madvise::new(Arc::clone(memory)), options, Box::new(clock)))
+        .map_err(MachineError::system("making the balloon"))?;
     add(fixed("balloon", BALLOON, Box::new(balloon)))?;
     if let Some((vsock, listener)) = config.vsock.as_ref().zip(vsock) {
         let device = Vsock::new(vsock.cid, UnixListener::from(listener))
             .map_err(MachineError::system("making the vsock device"))?;
         add(fixed("vsock", VSOCK, Box::new(device)))?;
     }
-    let boots = matches!(config.boot, Boot::Disk { .. });
+    let (boots, cpus) = (matches!(config.boot, Boot::Disk { .. }), config.cpus);
     for ((index, disk), config) in (0..).zip(disks).zip(&config.disks) {
-        let spec =
-            DiskSpec { serial: config.serial.clone(), access: access(config), boots: boots && index == 0 };
+        let spec = DiskSpec {
+            serial: config.serial.clone(),
+            access: access(config),
+            boots: boots && index == 0,
+            queues: config.queues.unwrap_or(parts::queues_usual(cpus)),
+            rate_limit: config.rate_limit,
+        };
         add(parts::disk(format!("block{index}"), DISKS.start + index, spec, disk))?;
     }
-    for ((index, net), tap) in (0..).zip(&config.nets).zip(taps) {
-        add(parts::net(format!("net{index}"), NETS.start + index, tap, net.mac))?;
+    for ((index, net), taps) in (0..).zip(&config.nets).zip(taps) {
+        add(parts::net(format!("net{index}"), NETS.start + index, taps, net))?;
     }
     Ok(slots)
 }

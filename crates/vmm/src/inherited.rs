@@ -51,8 +51,8 @@ pub struct Descriptors {
     pub restore: Option<RestoreFiles>,
     /// The layers of each disk.
     pub disks: Vec<Vec<OwnedFd>>,
-    /// A tap for each network interface.
-    pub taps: Vec<OwnedFd>,
+    /// The queues of each network interface's tap.
+    pub taps: Vec<Vec<OwnedFd>>,
     /// The listening socket of guest and host sockets.
     pub vsock: Option<OwnedFd>,
     /// The console's ends.
@@ -113,7 +113,11 @@ impl Descriptors {
                 .iter()
                 .map(|disk| disk.layers.iter().map(|layer| take(layer.fd, "a disk")).collect())
                 .collect::<Result<_, _>>()?,
-            taps: config.nets.iter().map(|net| take(net.tap, "a tap")).collect::<Result<_, _>>()?,
+            taps: config
+                .nets
+                .iter()
+                .map(|net| net.taps.iter().map(|&tap| take(tap, "a tap")).collect())
+                .collect::<Result<_, _>>()?,
             vsock: config.vsock.as_ref().map(|vsock| take(vsock.listener, "the vsock socket")).transpose()?,
             console: console::Ends {
                 terminal: config.console.map(|fd| take(fd, "the console")).transpose()?,

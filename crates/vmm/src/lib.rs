@@ -27,6 +27,7 @@ pub mod net;
 pub mod outlet;
 pub mod panic_device;
 pub mod parts;
+pub mod rate_limits;
 pub mod reclaim;
 pub mod report;
 pub mod slots;

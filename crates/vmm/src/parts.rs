@@ -4,13 +4,17 @@ use std::os::fd::OwnedFd;
 
 use ec2vmm_devices::virtio::block::{Block, Options};
 use ec2vmm_image as image;
-use ec2vmm_vmm_api::config::Format;
+use ec2vmm_vmm_api::{
+    config::{self, Format, RateLimit},
+    control::NetLimits,
+};
 use rustix::fs::{FileType, OFlags};
 
 use crate::{
     block::{self, Access, OpenDisk},
     error::MachineError,
     net,
+    rate_limits::limiter,
     slots::{DiskPart, Part, Slot},
 };
 
@@ -23,6 +27,15 @@ pub struct DiskSpec {
     pub access: Access,
     /// The kernel is read from it.
     pub boots: bool,
+    /// How many queues the guest can use.
+    pub queues: u16,
+    /// Limits all requests together.
+    pub rate_limit: RateLimit,
+}
+
+/// How many queues a disk has where nothing is said.
+pub fn queues_usual(cpus: u8) -> u16 {
+    config::QUEUES_USUAL_MAX.min(cpus.into())
 }
 
 /// Why a descriptor is not one for a disk's file.
@@ -88,21 +101,30 @@ fn format_of(format: Format) -> image::Format {
 /// The serial number is too long, or the host is out of descriptors.
 pub fn disk(name: String, pci_device: u8, spec: DiskSpec, open: OpenDisk) -> Result<Slot, MachineError> {
     let OpenDisk { disk, backend, raw, layers } = open;
-    let DiskSpec { serial, access, boots } = spec;
+    let DiskSpec { serial, access, boots, queues, rate_limit } = spec;
     let read_only = access == Access::ReadOnly;
-    let options = Options { serial: serial.clone(), read_only, queues: 1 };
-    let device = Block::new(backend, &options).map_err(|error| MachineError::Config(error.to_string()))?;
-    let part = Part::Disk(DiskPart { disk, serial, raw, layers, read_only, boots });
+    let options = Options { serial: serial.clone(), read_only, queues };
+    let limiter = limiter(rate_limit).map_err(MachineError::system("making a timer"))?;
+    let device =
+        Block::new(backend, &options, limiter).map_err(|error| MachineError::Config(error.to_string()))?;
+    let part = Part::Disk(DiskPart { disk, serial, raw, layers, read_only, boots, rate_limit });
     Slot::new(name, pci_device, part, Box::new(device)).map_err(MachineError::system("making a doorbell"))
 }
 
-/// A network interface on a tap, for the place `pci_device`.
+/// A network interface on a tap, open once for each pair of queues, for the place `pci_device`.
 ///
 /// # Errors
 /// It is no tap, or not one made as is needed; or the host is out of descriptors.
-pub fn net(name: String, pci_device: u8, tap: OwnedFd, mac: [u8; 6]) -> Result<Slot, MachineError> {
-    let device = net::device(tap, mac).map_err(MachineError::system("making a network device"))?;
-    Slot::new(name, pci_device, Part::Net { mac }, device).map_err(MachineError::system("making a doorbell"))
+pub fn net(
+    name: String,
+    pci_device: u8,
+    taps: Vec<OwnedFd>,
+    config: &config::Net,
+) -> Result<Slot, MachineError> {
+    let device = net::device(taps, config).map_err(MachineError::system("making a network device"))?;
+    let limits = NetLimits { receive: config.receive_limit, transmit: config.transmit_limit };
+    let part = Part::Net { mac: config.mac, limits };
+    Slot::new(name, pci_device, part, device).map_err(MachineError::system("making a doorbell"))
 }
 
 #[cfg(test)]

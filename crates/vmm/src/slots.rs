@@ -16,12 +16,17 @@ use std::{
 
 use ec2vmm_devices::{
     pci::Link,
+    state::BadState,
     virtio::{
-        CommandError, DeviceAnswer, DeviceCommand, GuestFault, Interrupt, VirtQueue, VirtioDevice, Wake,
+        CommandError, DeviceAnswer, DeviceCommand, DeviceState, GuestFault, Interrupt, VirtQueue,
+        VirtioDevice, Wake,
     },
 };
 use ec2vmm_image::{Disk, Layer};
-use ec2vmm_vmm_api::config;
+use ec2vmm_vmm_api::{
+    config::{self, RateLimit},
+    control::NetLimits,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// All of them.
@@ -93,6 +98,8 @@ pub enum Part {
     Net {
         /// Its hardware address.
         mac: [u8; 6],
+        /// What may pass.
+        limits: NetLimits,
     },
     /// One that stays.
     Fixed,
@@ -112,6 +119,8 @@ pub struct DiskPart {
     pub read_only: bool,
     /// The kernel is read from it at each start.
     pub boots: bool,
+    /// What may pass.
+    pub rate_limit: RateLimit,
 }
 
 /// A device and its doorbells.
@@ -222,6 +231,14 @@ impl Slot {
         self.device.write_back()
     }
 
+    /// What the device remembers of a snapshot, once its driver is ready.
+    ///
+    /// # Errors
+    /// It cannot be so here.
+    pub fn restore(&mut self, saved: &DeviceState) -> Result<(), BadState> {
+        self.device.restore(saved)
+    }
+
     /// Raises every interrupt that the device may have raised and the driver not have heard of.
     pub fn interrupt_all(&self) {
         if let Some(link) = self.link.as_ref().filter(|_| self.active) {
@@ -245,7 +262,11 @@ impl Slot {
     /// # Errors
     /// The device cannot; nothing has changed.
     pub fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
-        self.device.command(command)
+        let answer = self.device.command(command);
+        if let Err(CommandError::Guest(fault)) = &answer {
+            self.fail(fault);
+        }
+        answer
     }
 
     /// Whether a driver uses it.

@@ -88,7 +88,7 @@ fn write(args: &MachineSnapshot) -> Result<SnapshotTaken, Error> {
         }
         Ok(taken)
     });
-    let taken = told.map_err(explain)?;
+    let taken = told.map_err(|error| explain(&error))?;
     for file in [&state, &memory] {
         file.sync_all().map_err(failed_to("write the snapshot to the disk"))?;
     }
@@ -99,8 +99,8 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-fn explain(error: control::Error) -> Error {
-    let hint = match &error {
+fn explain(error: &control::Error) -> Error {
+    let hint = match error {
         control::Error::Closed(_) => {
             "is the machine running? `ec2vmm run --control-socket PATH` makes its socket"
         }
@@ -109,5 +109,5 @@ fn explain(error: control::Error) -> Error {
     };
     let kind =
         if matches!(error, control::Error::Closed(_)) { FailureKind::BadInput } else { FailureKind::Other };
-    Error::new(kind, chain(&error)).hint(hint)
+    Error::new(kind, chain(error)).hint(hint)
 }

@@ -72,6 +72,8 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
         restore: open_snapshots(&plan.restore)?,
         disks,
         nets,
+        balloon: plan.balloon,
+        entropy: plan.entropy,
         vsock: vsock_end,
         control: Some(control_end),
     };
@@ -115,14 +117,20 @@ fn open_snapshots(folders: &[PathBuf]) -> Result<Option<machine::Restore>, Error
 fn open_taps(plan: &Plan, notes: &mut Vec<String>) -> Result<Vec<Net>, Error> {
     let mut nets = Vec::new();
     for cable in &plan.nets {
-        let tap = tap::open(&cable.tap)?;
+        let tap = tap::open(&cable.tap, cable.queues)?;
         if !tap.is_up {
             notes.push(format!(
                 "tap `{}` is down and carries nothing until `ip link set {} up`",
                 cable.tap, cable.tap
             ));
         }
-        nets.push(Net { tap: tap.file, mac: cable.mac });
+        nets.push(Net {
+            taps: tap.queues,
+            mac: cable.mac,
+            mtu: cable.mtu,
+            receive_limit: cable.receive,
+            transmit_limit: cable.transmit,
+        });
     }
     Ok(nets)
 }

@@ -11,7 +11,7 @@ use ec2vmm_host::{
 use ec2vmm_model::{InstanceType, instance_types};
 use ec2vmm_vmm_api::{
     FailureKind,
-    config::{CPUS_MAX, DISKS_MAX, MEMORY_MIB_MIN, NETS_MAX},
+    config::{Balloon, CPUS_MAX, DISKS_MAX, Entropy, MEMORY_MIB_MIN, NETS_MAX, QUEUES_USUAL_MAX, RateLimit},
 };
 
 use crate::{
@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<Wanted>,
     pub(crate) seed: Seed,
     pub(crate) nets: Vec<Cable>,
+    pub(crate) balloon: Balloon,
+    pub(crate) entropy: Entropy,
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
     /// Snapshots to go on from, the full one first.
@@ -71,6 +73,11 @@ pub(crate) enum Boot {
 pub(crate) struct Cable {
     pub(crate) tap: String,
     pub(crate) mac: [u8; 6],
+    pub(crate) mtu: Option<u16>,
+    /// How many, where the tap can have several.
+    pub(crate) queues: u16,
+    pub(crate) receive: RateLimit,
+    pub(crate) transmit: RateLimit,
 }
 
 /// Where console output goes.
@@ -96,13 +103,18 @@ impl Plan {
             let message = format!("a machine has at most {NETS_MAX} network interfaces");
             return Err(Error::new(FailureKind::Usage, message));
         }
+        let nets = args.net.iter().map(|net| cable(net, size.cpus)).collect();
         Ok(Self {
             size,
             huge_pages: args.huge_pages,
             boot: boot(args),
             disks,
             seed,
-            nets: args.net.iter().map(cable).collect(),
+            nets,
+            balloon: args.balloon.0,
+            entropy: Entropy {
+                rate_limit: args.entropy_limit.map_or_else(RateLimit::default, |limit| limit.0),
+            },
             vsock: args.vsock.clone(),
             control: args.control_socket.clone(),
             restore: args.restore.clone(),
@@ -196,15 +208,22 @@ fn disks(args: &Run) -> Result<Vec<Wanted>, Error> {
             _ => Writes::Discarded,
         },
         serial: IMAGE_SERIAL.to_owned(),
+        queues: None,
+        rate_limit: args.io_limit.map_or_else(RateLimit::default, |limit| limit.0),
     });
     let more = args.disk.iter().zip(1..).map(|(disk, number)| Wanted {
         path: disk.path.clone(),
         format: disk.format,
         writes: disk.writes,
         serial: disk.serial.clone().unwrap_or_else(|| format!("disk{number}")),
+        queues: disk.queues,
+        rate_limit: disk.rate_limit,
     });
-    if args.image.is_none() && (args.persist || args.read_only || args.snapshot || args.format.is_some()) {
-        let message = "--persist, --read-only, --snapshot and --format are about IMAGE, and there is none";
+    let about_image =
+        args.persist || args.read_only || args.snapshot || args.format.is_some() || args.io_limit.is_some();
+    if args.image.is_none() && about_image {
+        let message =
+            "--persist, --read-only, --snapshot, --format and --io-limit are about IMAGE, and there is none";
         return Err(
             Error::new(FailureKind::Usage, message).hint("give other disks with `--disk FILE,OPTION`")
         );
@@ -237,9 +256,16 @@ fn boot(args: &Run) -> Boot {
     }
 }
 
-fn cable(net: &Net) -> Cable {
+fn cable(net: &Net, cpus: u8) -> Cable {
     let mac = net.mac.map_or_else(|| tap::stable_mac(Path::new("/etc/machine-id"), &net.tap), |mac| mac.0);
-    Cable { tap: net.tap.clone(), mac }
+    Cable {
+        tap: net.tap.clone(),
+        mac,
+        mtu: net.mtu,
+        queues: net.queues.unwrap_or(QUEUES_USUAL_MAX.min(cpus.into())),
+        receive: net.receive,
+        transmit: net.transmit,
+    }
 }
 
 /// A machine without an interface has no network to wait for. systemd's own units wait for one all the
@@ -257,6 +283,7 @@ const MIB: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use ec2vmm_vmm_api::config::RateLimit;
     use expect_test::{Expect, expect};
 
     use super::{Boot, Console, NO_NETWORK_WAIT, Plan};
@@ -359,7 +386,7 @@ mod tests {
         check(
             "--kernel k --persist",
             &expect![[r#"
-            Usage: --persist, --read-only, --snapshot and --format are about IMAGE, and there is none
+            Usage: --persist, --read-only, --snapshot, --format and --io-limit are about IMAGE, and there is none
             hint: give other disks with `--disk FILE,OPTION`"#]],
         );
         check(
@@ -386,6 +413,24 @@ mod tests {
             Usage: a machine has at most 8 network interfaces
             hint: "#]],
         );
+    }
+
+    #[test]
+    fn limits_and_queues_are_those_that_were_typed() {
+        let words = "a.raw --cpus 2 --io-limit iops=100 --disk b,bps=1M/2M,queues=3 --net tap=t,tx-pps=9 \
+                     --net tap=u,queues=5,mtu=1400 --entropy-limit bps=64k --balloon deflate-on-oom=off";
+        let plan = plan(words).unwrap();
+        let rates = |limit: RateLimit| {
+            [limit.operations, limit.bandwidth]
+                .map(|bucket| bucket.map(|bucket| (bucket.per_second.get(), bucket.burst.get())))
+        };
+        let disks: Vec<_> = plan.disks.iter().map(|disk| (disk.queues, rates(disk.rate_limit))).collect();
+        assert_eq!(disks, [(None, [Some((100, 100)), None]), (Some(3), [None, Some((1 << 20, 2 << 20))])]);
+        let [first, second] = &plan.nets[..] else { panic!("{:?}", plan.nets) };
+        assert_eq!((first.queues, first.mtu, rates(first.transmit)), (2, None, [Some((9, 9)), None]));
+        assert_eq!((second.queues, second.mtu, rates(second.receive)), (5, Some(1400), [None, None]));
+        assert_eq!(rates(plan.entropy.rate_limit), [None, Some((65536, 65536))]);
+        assert_eq!((plan.balloon.deflate_on_oom, plan.balloon.free_page_reporting), (false, true));
     }
 
     fn check(words: &str, expect: &Expect) {

@@ -5,6 +5,7 @@
 //! was seen to have; all of it can be lost. A wake-up is never lost: it starts a task, or makes the one that
 //! is there look once more.
 
+mod network_speed;
 mod seen;
 mod steps;
 

@@ -23,7 +23,9 @@ use crate::{
     cloud::Inner,
     credits,
     events::{self, EventKind, Timeline, TimelineStep},
-    images, network, news, record,
+    images, network, news,
+    reconcile::network_speed,
+    record,
     tokens::{Forgotten, LaunchToken},
     types,
 };
@@ -176,6 +178,7 @@ impl Inner {
             volumes: instance.volumes.clone(),
             instance_store_gb: kind.instance_store_gb,
             interfaces: vec![instance.interface.id.clone()],
+            network: network_speed::limit(kind),
             guest: GuestData {
                 public_keys: instance.public_key.iter().cloned().collect(),
                 hostname: hostname(instance),

@@ -177,6 +177,7 @@ async fn make_orphans(world: &World) {
         volumes: vec![volume],
         instance_store_gb: None,
         interfaces: vec![interface],
+        network: Default::default(),
         guest: Default::default(),
     };
     host.start_machine(&machine).await.unwrap();

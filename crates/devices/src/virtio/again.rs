@@ -9,6 +9,7 @@ use std::{
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{GuestFault, VirtQueue, queue::Chain};
+use crate::rate_limit::RateLimiter;
 
 /// A descriptor by which a device (or a handle to it) wakes it. One of [`super::VirtioDevice::sources`].
 #[derive(Debug)]
@@ -43,6 +44,20 @@ impl Again {
     pub fn serve(
         &self,
         queue: &mut VirtQueue,
+        serve: impl FnMut(Chain) -> Result<u32, GuestFault>,
+    ) -> Result<(), GuestFault> {
+        self.serve_limited(queue, None, serve)
+    }
+
+    /// As [`Self::serve`], but only while `limiter` is open, which is charged for what was written. The
+    /// device has to serve again when the limiter's descriptor is ready.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_limited(
+        &self,
+        queue: &mut VirtQueue,
+        mut limiter: Option<&mut RateLimiter>,
         mut serve: impl FnMut(Chain) -> Result<u32, GuestFault>,
     ) -> Result<(), GuestFault> {
         if !queue.is_ready() {
@@ -57,9 +72,16 @@ impl Again {
                 }
                 return queue.notify();
             };
+            if !limiter.as_mut().is_none_or(|limiter| limiter.is_open()) {
+                queue.undo_pop();
+                return queue.notify();
+            }
             left -= 1;
             let head = chain.head_index();
             let written = serve(chain)?;
+            if let Some(limiter) = &mut limiter {
+                limiter.charge(written.into());
+            }
             queue.complete(head, written)?;
         }
         self.call();

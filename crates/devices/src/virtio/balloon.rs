@@ -5,20 +5,19 @@
 //! it and the device's thanks for it.
 
 use std::{
+    cell::Cell,
     io,
     os::fd::{AsRawFd, RawFd},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{
-    Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+    Again, BalloonState, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity,
+    Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
 };
-use crate::Memory;
+use crate::{Memory, time::Clock};
 
 /// Gives guest memory back to the host.
 pub trait Reclaim: Send {
@@ -33,16 +32,41 @@ pub trait Reclaim: Send {
 /// The device.
 pub struct Balloon<R> {
     reclaimer: Reclaimer<R>,
-    shared: Arc<Shared>,
+    options: Options,
+    clock: Box<dyn Clock>,
+    config: Arc<ConfigSpace>,
+    again: Again,
+    /// The host wants fresh statistics. Set also by whoever reads the last ones.
+    statistics_wanted: Cell<bool>,
     state: State,
 }
 
-/// All that a reset clears.
+/// What the guest may and can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How much memory the guest has: it cannot be asked for more.
+    pub memory_bytes: u64,
+    /// The guest takes memory back before it kills a process for want of it.
+    pub deflate_on_oom: bool,
+    /// The guest tells of what it has freed.
+    pub free_page_reporting: bool,
+}
+
+/// All that a reset clears. The target is the host's, and stays.
 #[derive(Default)]
 struct State {
     queues: Vec<(Role, VirtQueue)>,
     /// The buffer in which the driver answers the next request for statistics.
     statistics_head: Option<u16>,
+    statistics: Statistics,
+}
+
+/// What the guest last said of its memory.
+#[derive(Default)]
+struct Statistics {
+    values: Vec<(&'static str, u64)>,
+    count: u64,
+    at_ns: u64,
 }
 
 /// What a queue is for.
@@ -55,98 +79,88 @@ enum Role {
     Unused,
 }
 
-/// What the host wants of the guest, and knows of it. Any thread may use it.
-#[derive(Clone)]
-pub struct BalloonHandle {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    again: Again,
-    config: Arc<ConfigSpace>,
-    /// The target has changed and the driver has not been told.
-    target_changed: AtomicBool,
-    statistics_wanted: AtomicBool,
-    statistics: Mutex<Vec<(&'static str, u64)>>,
-}
-
-impl BalloonHandle {
-    /// The guest shall give this many bytes back, in pages of 4 KiB, and take what is beyond again. It
-    /// does so in its own time, or not at all. The target outlives a reset of the guest.
-    pub fn set_target_bytes(&self, bytes: u64) {
-        let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
-        self.shared.config.update(|config| put(config, NUM_PAGES, pages));
-        self.shared.target_changed.store(true, Ordering::Release);
-        self.shared.again.call();
-    }
-
-    /// What the guest shall give back.
-    pub fn target_bytes(&self) -> u64 {
-        u64::from(get(&self.shared.config, NUM_PAGES)) * PAGE
-    }
-
-    /// What the guest says that it has given back.
-    pub fn actual_bytes(&self) -> u64 {
-        u64::from(get(&self.shared.config, ACTUAL)) * PAGE
-    }
-
-    /// Asks the guest for fresh [`Self::statistics`].
-    pub fn request_statistics(&self) {
-        self.shared.statistics_wanted.store(true, Ordering::Release);
-        self.shared.again.call();
-    }
-
-    /// What the guest last said of its memory: counters by name. Empty until it has.
-    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
-        self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 impl<R: Reclaim> Balloon<R> {
-    /// An empty balloon, waiting for its driver.
+    /// An empty balloon, waiting for its driver. `clock` tells how old statistics are.
     ///
     /// # Errors
     /// The host is out of descriptors or memory.
-    pub fn new(reclaim: R) -> io::Result<Self> {
-        let shared = Shared {
-            again: Again::new()?,
+    pub fn new(reclaim: R, options: Options, clock: Box<dyn Clock>) -> io::Result<Self> {
+        Ok(Self {
+            reclaimer: Reclaimer { reclaim, pages: Vec::new(), counters: Counters::default() },
+            options,
+            clock,
             config: Arc::new(ConfigSpace::new(vec![0; 8], vec![0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])),
-            target_changed: AtomicBool::new(false),
-            statistics_wanted: AtomicBool::new(false),
-            statistics: Mutex::default(),
-        };
-        let reclaimer = Reclaimer { reclaim, pages: Vec::new(), counters: Counters::default() };
-        Ok(Self { reclaimer, shared: Arc::new(shared), state: State::default() })
-    }
-
-    /// The host's side.
-    pub fn handle(&self) -> BalloonHandle {
-        BalloonHandle { shared: Arc::clone(&self.shared) }
+            again: Again::new()?,
+            statistics_wanted: Cell::new(false),
+            state: State::default(),
+        })
     }
 
     fn serve(&mut self, index: usize) -> Result<(), GuestFault> {
-        let Self { reclaimer, shared, state } = self;
+        let Self { reclaimer, clock, again, statistics_wanted, state, .. } = self;
         let Some((role, queue)) = state.queues.get_mut(index) else { return Ok(()) };
         match role {
-            Role::Inflate => shared.again.serve(queue, |chain| reclaimer.inflate(&chain)),
-            Role::Deflate => shared.again.serve(queue, |chain| {
+            Role::Inflate => again.serve(queue, |chain| reclaimer.inflate(&chain)),
+            Role::Deflate => again.serve(queue, |chain| {
                 reclaimer.counters.deflated_pages += readable_len(&chain) / 4;
                 Ok(0)
             }),
-            Role::Reporting => shared.again.serve(queue, |chain| reclaimer.report(&chain)),
-            Role::Statistics => serve_statistics(queue, &mut state.statistics_head, shared),
+            Role::Reporting => again.serve(queue, |chain| reclaimer.report(&chain)),
+            Role::Statistics => {
+                let hear = |chain: &Chain| state.statistics.hear(chain, clock.now_ns());
+                serve_statistics(queue, &mut state.statistics_head, statistics_wanted, hear)
+            }
             Role::Unused => Ok(()),
         }
     }
 
-    /// The host has called, or there was more to do than one turn allows.
+    /// The host wants something, or there was more to do than one turn allows.
     fn called(&mut self) -> Result<(), GuestFault> {
-        if let Some((_, queue)) = self.state.queues.first()
-            && self.shared.target_changed.swap(false, Ordering::AcqRel)
-        {
+        (0..self.state.queues.len()).try_for_each(|index| self.serve(index))
+    }
+
+    /// The guest shall give this many bytes back, in pages of 4 KiB, and take what is beyond again. It
+    /// does so in its own time, or not at all.
+    fn set_target(&mut self, bytes: u64) -> Result<(), CommandError> {
+        let most = self.options.memory_bytes;
+        let pages = u32::try_from(bytes / PAGE).ok().filter(|_| bytes <= most);
+        let Some(pages) = pages else {
+            return Err(CommandError::Invalid(format!(
+                "the guest cannot give back {bytes} bytes, since it has {most}"
+            )));
+        };
+        self.config.update(|config| put(config, NUM_PAGES, pages));
+        if let Some((_, queue)) = self.state.queues.first() {
             queue.interrupt().config_changed();
         }
-        (0..self.state.queues.len()).try_for_each(|index| self.serve(index))
+        Ok(())
+    }
+
+    fn want_statistics(&self) {
+        self.statistics_wanted.set(true);
+        self.again.call();
+    }
+
+    fn gives_statistics(&self) -> bool {
+        self.state.queues.iter().any(|(role, queue)| *role == Role::Statistics && queue.is_ready())
+    }
+
+    fn read(&self) -> BalloonState {
+        let Statistics { values, count, at_ns } = &self.state.statistics;
+        let age_ms = self.clock.now_ns().saturating_sub(*at_ns) / NS_PER_MS;
+        BalloonState {
+            target_bytes: u64::from(get(&self.config, NUM_PAGES)) * PAGE,
+            actual_bytes: u64::from(get(&self.config, ACTUAL)) * PAGE,
+            statistics_count: *count,
+            statistics_age_ms: (*count > 0).then_some(age_ms),
+            statistics: values.clone(),
+        }
+    }
+}
+
+impl Statistics {
+    fn hear(&mut self, chain: &Chain, now_ns: u64) {
+        *self = Self { values: read_statistics(chain), count: self.count.saturating_add(1), at_ns: now_ns };
     }
 }
 
@@ -155,7 +169,8 @@ impl<R: Reclaim> Balloon<R> {
 fn serve_statistics(
     queue: &mut VirtQueue,
     held: &mut Option<u16>,
-    shared: &Shared,
+    wanted: &Cell<bool>,
+    mut hear: impl FnMut(&Chain),
 ) -> Result<(), GuestFault> {
     for _ in 0..queue.size() {
         let Some(chain) = queue.pop()? else {
@@ -164,17 +179,16 @@ fn serve_statistics(
             }
             break;
         };
-        let fresh = read_statistics(&chain);
-        *shared.statistics.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        hear(&chain);
         // A driver has one such buffer; one that gives more gets the older ones back.
         if let Some(older) = held.replace(chain.head_index()) {
             queue.complete(older, 0)?;
         }
     }
-    if held.is_some()
-        && shared.statistics_wanted.swap(false, Ordering::AcqRel)
+    if wanted.get()
         && let Some(head) = held.take()
     {
+        wanted.set(false);
         queue.complete(head, 0)?;
     }
     queue.notify()
@@ -317,14 +331,14 @@ impl<R: Reclaim> VirtioDevice for Balloon<R> {
             device_type: DEVICE_TYPE,
             // Memory controller, other: what QEMU says.
             pci_class: 0x05_80_00,
-            features: STATISTICS | DEFLATE_ON_OOM | REPORTING,
+            features: self.options.features(),
             queue_sizes: vec![QUEUE_SIZE; 5],
-            config: Arc::clone(&self.shared.config),
+            config: Arc::clone(&self.config),
         }
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.shared.again.as_raw_fd()]
+        vec![self.again.as_raw_fd()]
     }
 
     /// Queue 3 is for hints of free pages, which are not offered, and queue 4 for reports
@@ -351,17 +365,16 @@ impl<R: Reclaim> VirtioDevice for Balloon<R> {
     }
 
     fn reset(&mut self) {
-        let Self { reclaimer: _, shared, state } = self;
+        let Self { reclaimer: _, options: _, clock: _, config, again, statistics_wanted, state } = self;
         *state = State::default();
         // What it had given back it now owns again; the host still wants what it wanted.
-        shared.config.update(|config| put(config, ACTUAL, 0));
-        shared.target_changed.store(false, Ordering::Release);
-        shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        shared.again.clear();
+        config.update(|config| put(config, ACTUAL, 0));
+        statistics_wanted.set(false);
+        again.clear();
     }
 
     fn positions(&self) -> Vec<Position> {
-        let State { queues, statistics_head } = &self.state;
+        let State { queues, statistics_head, .. } = &self.state;
         let held = |role| u16::from(role == Role::Statistics && statistics_head.is_some());
         queues.iter().map(|(role, queue)| queue.position(held(*role))).collect()
     }
@@ -377,11 +390,33 @@ impl<R: Reclaim> VirtioDevice for Balloon<R> {
             ("refused", refused),
             ("errors", errors),
         ];
-        let handle = self.handle();
-        metrics.extend(handle.statistics());
+        let BalloonState { target_bytes, actual_bytes, statistics, .. } = self.read();
+        metrics.extend([("target_bytes", target_bytes), ("actual_bytes", actual_bytes)]);
+        metrics.extend(statistics);
         // Whoever asks again then reads what was true at this time, not at the driver's start.
-        handle.request_statistics();
+        self.want_statistics();
         metrics
+    }
+
+    fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        match *command {
+            DeviceCommand::SetBalloonTarget { bytes } => self.set_target(bytes)?,
+            DeviceCommand::ReadBalloon => {}
+            DeviceCommand::RefreshBalloonStatistics if self.gives_statistics() => self.want_statistics(),
+            _ => return Err(CommandError::Unsupported),
+        }
+        Ok(DeviceAnswer::Balloon(self.read()))
+    }
+}
+
+impl Options {
+    fn features(self) -> u64 {
+        let offered = [
+            (STATISTICS, true),
+            (DEFLATE_ON_OOM, self.deflate_on_oom),
+            (REPORTING, self.free_page_reporting),
+        ];
+        offered.iter().filter(|(_, on)| *on).fold(0, |features, (feature, _)| features | feature)
     }
 }
 
@@ -397,6 +432,7 @@ fn put(config: &mut [u8], offset: usize, value: u32) {
 
 const DEVICE_TYPE: u32 = 5;
 const QUEUE_SIZE: u16 = 128;
+const NS_PER_MS: u64 = 1_000_000;
 
 // Features.
 const STATISTICS: u64 = 1 << 1;

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::GuestFault;
 use crate::rate_limit::RateLimit;
 
 /// Something that the host wants of a device, whether its driver is active or not.
@@ -79,6 +80,9 @@ pub enum CommandError {
     /// A value is out of range.
     #[error("{0}")]
     Invalid(String),
+    /// The driver has broken its queues: it has to reset the device.
+    #[error("the guest's driver broke the rules")]
+    Guest(#[from] GuestFault),
     /// The host failed.
     #[error("the host failed")]
     Host(#[from] io::Error),

@@ -11,7 +11,10 @@
 
 use std::{io, os::fd::RawFd, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use super::{CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Position, VirtQueue};
+use crate::state::BadState;
 
 /// What the driver can learn before it negotiates. Never changes.
 #[derive(Clone, Debug)]
@@ -37,6 +40,17 @@ pub enum Wake {
     /// The descriptor at this index of [`VirtioDevice::sources`] has become ready. Edge-triggered:
     /// what is left undone now is not reported again.
     Source(usize),
+}
+
+/// What a device remembers in a snapshot beside its queues and its configuration.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// A network card.
+    Net {
+        /// Pairs of queues that the driver uses.
+        pairs: u16,
+    },
 }
 
 /// A virtio device.
@@ -91,6 +105,20 @@ pub trait VirtioDevice: Send {
     /// Where the device stands in each queue while nothing is under way; chains that it holds but has not used
     /// count as not taken. Empty for a device that is not at work.
     fn positions(&self) -> Vec<Position>;
+
+    /// What else it has to remember, if anything.
+    fn save(&self) -> Option<DeviceState> {
+        None
+    }
+
+    /// As it was, after [`Self::activate`].
+    ///
+    /// # Errors
+    /// It is another kind of device's, or cannot be here.
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), BadState> {
+        let _ = saved;
+        Err(BadState("it is another kind of device's"))
+    }
 
     /// Do what the host asks, if this is a device for it. Called at any time, whether a driver is active
     /// or not; never blocks.

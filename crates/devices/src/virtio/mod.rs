@@ -18,5 +18,5 @@ pub use again::Again;
 pub use buffers::Buffers;
 pub use command::{BalloonState, CommandError, DeviceAnswer, DeviceCommand};
 pub use config_space::ConfigSpace;
-pub use device::{Identity, VirtioDevice, Wake};
+pub use device::{DeviceState, Identity, VirtioDevice, Wake};
 pub use queue::{GuestFault, Interrupt, Position, VirtQueue};

@@ -11,8 +11,10 @@ use std::{
 use vm_memory::{Address, Bytes};
 
 use super::{
-    Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, Position, VirtQueue,
+    VirtioDevice, Wake, queue::Chain,
 };
+use crate::rate_limit::RateLimiter;
 
 /// Where random bytes come from.
 pub trait Entropy: Send {
@@ -26,6 +28,7 @@ pub trait Entropy: Send {
 /// The device.
 pub struct Rng<E> {
     source: Source<E>,
+    limiter: RateLimiter,
     again: Again,
     /// None until the driver is ready.
     queue: Option<VirtQueue>,
@@ -39,13 +42,13 @@ struct Source<E> {
 }
 
 impl<E: Entropy> Rng<E> {
-    /// The device, waiting for its driver.
+    /// The device, waiting for its driver. `limiter` counts requests and the bytes that they are given.
     ///
     /// # Errors
     /// The host is out of descriptors or memory.
-    pub fn new(entropy: E) -> io::Result<Self> {
+    pub fn new(entropy: E, limiter: RateLimiter) -> io::Result<Self> {
         let source = Source { entropy, served_bytes: 0, errors: 0 };
-        Ok(Self { source, again: Again::new()?, queue: None })
+        Ok(Self { source, limiter, again: Again::new()?, queue: None })
     }
 }
 
@@ -96,7 +99,7 @@ impl<E: Entropy> VirtioDevice for Rng<E> {
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.again.as_raw_fd()]
+        vec![self.again.as_raw_fd(), self.limiter.descriptor()]
     }
 
     fn activate(&mut self, _features: u64, queues: Vec<VirtQueue>) -> Result<(), GuestFault> {
@@ -105,15 +108,16 @@ impl<E: Entropy> VirtioDevice for Rng<E> {
     }
 
     fn wake(&mut self, _wake: Wake) -> Result<(), GuestFault> {
-        let Self { source, again, queue } = self;
+        let Self { source, limiter, again, queue } = self;
         match queue {
-            Some(queue) => again.serve(queue, |chain| source.serve(&chain)),
+            Some(queue) => again.serve_limited(queue, Some(limiter), |chain| source.serve(&chain)),
             None => Ok(()),
         }
     }
 
     fn reset(&mut self) {
-        let Self { source: _, again, queue } = self;
+        // What was limited stays so: a guest must not come to more by a reset.
+        let Self { source: _, limiter: _, again, queue } = self;
         again.clear();
         *queue = None;
     }
@@ -123,7 +127,19 @@ impl<E: Entropy> VirtioDevice for Rng<E> {
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {
-        vec![("served_bytes", self.source.served_bytes), ("errors", self.source.errors)]
+        vec![
+            ("served_bytes", self.source.served_bytes),
+            ("errors", self.source.errors),
+            ("throttled", self.limiter.throttled()),
+        ]
+    }
+
+    fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        match *command {
+            DeviceCommand::LimitRequests(limit) => self.limiter.set(limit),
+            _ => return Err(CommandError::Unsupported),
+        }
+        Ok(DeviceAnswer::Done)
     }
 }
 
@@ -139,9 +155,12 @@ mod tests {
     use std::io;
 
     use super::{Entropy, REQUEST_BYTES_MAX, Rng};
-    use crate::virtio::{
-        VirtioDevice, Wake,
-        testing::{Buffer, Guest},
+    use crate::{
+        rate_limit::{RateLimit, RateLimiter, TokenBucket},
+        virtio::{
+            CommandError, DeviceAnswer, DeviceCommand, VirtioDevice, Wake,
+            testing::{Buffer, FakeTime, Guest},
+        },
     };
 
     struct Counter(u8);
@@ -160,10 +179,58 @@ mod tests {
     }
 
     fn rng(from: u8) -> (Rng<Counter>, Guest) {
-        let mut rng = Rng::new(Counter(from)).unwrap();
+        let (rng, guest, _) = limited(from, RateLimit::default());
+        (rng, guest)
+    }
+
+    fn limited(from: u8, limit: RateLimit) -> (Rng<Counter>, Guest, FakeTime) {
+        let time = FakeTime::new();
+        let mut rng = Rng::new(Counter(from), RateLimiter::new(limit, time.timer())).unwrap();
         let guest = Guest::new(&rng.identity().queue_sizes);
         rng.activate(0, guest.queues()).unwrap();
-        (rng, guest)
+        (rng, guest, time)
+    }
+
+    #[test]
+    fn a_limit_makes_requests_wait_and_can_be_changed() {
+        let bucket = TokenBucket { per_second: 1000.try_into().unwrap(), burst: 50.try_into().unwrap() };
+        let (mut rng, mut guest, time) = limited(0, RateLimit { bandwidth: Some(bucket), operations: None });
+        let room = guest.room(100);
+        for _ in 0..3 {
+            guest.ring(0).add(&[room]);
+        }
+        rng.wake(Wake::Queue(0)).unwrap();
+        assert_eq!(guest.ring(0).used().len(), 1, "50 are owed");
+        assert_eq!(time.alarm_ns(), Some(51_000_000));
+        rng.wake(Wake::Queue(0)).unwrap();
+        assert_eq!(guest.ring(0).used(), []);
+        time.pass_to_alarm();
+        rng.wake(Wake::Source(1)).unwrap();
+        assert_eq!(guest.ring(0).used().len(), 1);
+        let answer = rng.command(&DeviceCommand::LimitRequests(RateLimit::default())).unwrap();
+        assert_eq!((answer, time.alarm_ns()), (DeviceAnswer::Done, Some(0)));
+        rng.wake(Wake::Source(1)).unwrap();
+        assert_eq!(guest.ring(0).used().len(), 1);
+        assert_eq!(rng.metrics()[2], ("throttled", 2));
+        let refused = rng.command(&DeviceCommand::Announce).unwrap_err();
+        assert!(matches!(refused, CommandError::Unsupported));
+    }
+
+    #[test]
+    fn a_reset_is_no_way_round_a_limit() {
+        let bucket = TokenBucket { per_second: 1.try_into().unwrap(), burst: 1.try_into().unwrap() };
+        let (mut rng, mut guest, _time) = limited(0, RateLimit { bandwidth: None, operations: Some(bucket) });
+        let room = guest.room(1);
+        guest.ring(0).add(&[room]);
+        rng.wake(Wake::Queue(0)).unwrap();
+        assert_eq!(guest.ring(0).used().len(), 1);
+        rng.reset();
+        let mut guest = Guest::new(&[64]);
+        rng.activate(0, guest.queues()).unwrap();
+        let room = guest.room(1);
+        guest.ring(0).add(&[room]);
+        rng.wake(Wake::Queue(0)).unwrap();
+        assert_eq!(guest.ring(0).used(), []);
     }
 
     #[test]
@@ -179,7 +246,7 @@ mod tests {
         assert_eq!(guest.bytes(a), [1, 2, 3]);
         assert!(guest.bytes(b).iter().all(|&byte| byte != 0));
         assert_eq!(guest.interrupts.of_queue(0), 1);
-        assert_eq!(rng.metrics(), [("served_bytes", 2003), ("errors", 0)]);
+        assert_eq!(rng.metrics(), [("served_bytes", 2003), ("errors", 0), ("throttled", 0)]);
     }
 
     #[test]
@@ -212,7 +279,7 @@ mod tests {
         guest.ring(0).add(&[room]);
         rng.wake(Wake::Queue(0)).unwrap();
         assert_eq!(guest.ring(0).used(), [(0, 0)]);
-        assert_eq!(rng.metrics(), [("served_bytes", 0), ("errors", 1)]);
+        assert_eq!(rng.metrics(), [("served_bytes", 0), ("errors", 1), ("throttled", 0)]);
     }
 
     #[test]

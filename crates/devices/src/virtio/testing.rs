@@ -319,6 +319,11 @@ impl FakeTime {
         Box::new(FakeTimer { time: self.clone(), never: EventFd::new(EFD_NONBLOCK).unwrap() })
     }
 
+    /// For a device that only looks.
+    pub fn clock(&self) -> Box<dyn Clock> {
+        self.timer()
+    }
+
     /// When the last alarm that was set rings, after now; none if none is set.
     pub fn alarm_ns(&self) -> Option<u64> {
         let times = self.0.lock().unwrap();

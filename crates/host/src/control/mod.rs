@@ -8,9 +8,10 @@ use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use ec2vmm_vmm_api::{
     Event,
+    config::RateLimit,
     control::{
-        AttachDisk, AttachNet, Balloon, Disk, Disks, LAYERS_MAX, Machine, Metrics, Net, Nets, PowerAction,
-        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+        AttachDisk, AttachNet, Balloon, Disk, Disks, LAYERS_MAX, Machine, Metrics, Net, NetLimits, Nets,
+        PowerAction, PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
     },
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -138,14 +139,25 @@ impl Control {
         self.exchange(Method::PUT, &format!("/machine/disks/{id}/size"), size, Vec::new()).await
     }
 
+    /// Limits what passes of a disk.
+    pub async fn limit_disk(&self, id: &str, limit: &RateLimit) -> Result<Disk, Error> {
+        self.exchange(Method::PUT, &format!("/machine/disks/{id}/limit"), limit, Vec::new()).await
+    }
+
+    /// Limits what passes of a network interface.
+    pub async fn limit_net(&self, id: &str, limits: &NetLimits) -> Result<Net, Error> {
+        self.exchange(Method::PUT, &format!("/machine/nets/{id}/limits"), limits, Vec::new()).await
+    }
+
     /// Its network interfaces.
     pub async fn nets(&self) -> Result<Vec<Net>, Error> {
         self.get::<Nets>("/machine/nets").await.map(|nets| nets.nets)
     }
 
-    /// Gives it a network interface on this tap, which is sent, and closed here.
-    pub async fn attach_net(&self, net: &AttachNet, tap: OwnedFd) -> Result<Net, Error> {
-        self.exchange(Method::POST, "/machine/nets", net, vec![tap]).await
+    /// Gives it a network interface on this tap, open once for each pair of queues. The descriptors are sent,
+    /// and closed here.
+    pub async fn attach_net(&self, net: &AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Error> {
+        self.exchange(Method::POST, "/machine/nets", net, taps).await
     }
 
     /// Asks the guest to let go of a network interface, or takes it by force.

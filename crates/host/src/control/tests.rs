@@ -73,11 +73,13 @@ fn wanted(layers: usize) -> AttachDisk {
         read_only: false,
         scratch: false,
         serial: "vol1".into(),
+        queues: None,
+        rate_limit: ec2vmm_vmm_api::config::RateLimit::default(),
     }
 }
 
-const DISK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 119\r\n\r\n\
-    {\"id\":\"vol-1\",\"serial\":\"vol1\",\"size_bytes\":1048576,\"read_only\":false,\"boots\":false,\"pci_device\":5,\"leaving\":false}     ";
+const DISK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 130\r\n\r\n\
+    {\"id\":\"vol-1\",\"serial\":\"vol1\",\"size_bytes\":1048576,\"read_only\":false,\"boots\":false,\"pci_device\":5,\"leaving\":false,\"rate_limit\":{}}";
 
 #[tokio::test]
 async fn descriptors_arrive_with_their_request_in_their_order() {
@@ -91,7 +93,7 @@ async fn descriptors_arrive_with_their_request_in_their_order() {
     assert!(request.starts_with("POST /machine/disks HTTP/1.1\r\n"), "{request}");
     assert!(
         request
-            .ends_with(r#""layers":["raw","raw","raw"],"read_only":false,"scratch":false,"serial":"vol1"}"#)
+            .ends_with(r#""layers":["raw","raw","raw"],"read_only":false,"scratch":false,"serial":"vol1","queues":null,"rate_limit":{"bandwidth":null,"operations":null}}"#)
     );
     let came: Vec<File> = came.into_iter().map(Into::into).collect();
     assert_eq!(came.iter().map(|file| file.metadata().unwrap().ino()).collect::<Vec<_>>(), inodes);

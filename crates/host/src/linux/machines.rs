@@ -14,7 +14,10 @@ use std::{
 };
 
 use ec2vmm_model::ids::InstanceId;
-use ec2vmm_vmm_api::{Failure, FailureKind, config::Identity};
+use ec2vmm_vmm_api::{
+    Failure, FailureKind,
+    config::{Balloon, Entropy, Identity},
+};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use uuid::Uuid;
 
@@ -335,6 +338,8 @@ impl Birth<'_> {
             restore: None,
             disks,
             nets,
+            balloon: Balloon::default(),
+            entropy: Entropy::default(),
             vsock: None,
             control: Some(control),
         };

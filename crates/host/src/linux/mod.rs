@@ -36,7 +36,10 @@ use ec2vmm_model::{
     credits::Throttle,
     ids::{InstanceId, InterfaceId, VolumeId, VpcId},
 };
-use ec2vmm_vmm_api::control::{Metrics, PowerAction};
+use ec2vmm_vmm_api::{
+    config::QUEUES_USUAL_MAX,
+    control::{Metrics, PowerAction},
+};
 use tokio::sync::broadcast;
 
 use self::{
@@ -164,13 +167,16 @@ impl Shared {
         let mut steps = Steps::default();
         let since = Instant::now();
         let mut nets = Vec::new();
+        let queues = QUEUES_USUAL_MAX.min(plan.vcpus.into());
         // A tap that a machine has is not to be had again: one that runs already is only looked at.
         if !self.machines.is_followed(&plan.instance).await? {
             for interface in &plan.interfaces {
                 let mac = self.macs.lock().unwrap_or_else(PoisonError::into_inner).get(interface).copied();
                 let mac = mac.ok_or_else(|| other(format!("the interface {interface} was not ensured")))?;
-                let tap = self.network()?.open_tap(interface).await.map_err(|error| explain(&error))?;
-                nets.push(Net { tap, mac });
+                let taps = self.network()?.open_tap(interface, queues).await;
+                let taps = taps.map_err(|error| explain(&error))?;
+                let limit = plan.network;
+                nets.push(Net { taps, mac, mtu: None, receive_limit: limit, transmit_limit: limit });
             }
             steps.done("open taps", since);
         }

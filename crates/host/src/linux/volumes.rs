@@ -13,6 +13,7 @@ use std::{
 
 use ec2vmm_image::Format;
 use ec2vmm_model::ids::{InstanceId, VolumeId};
+use ec2vmm_vmm_api::config;
 use rustix::fs::FlockOperation;
 
 use super::{
@@ -153,12 +154,14 @@ impl Volumes {
             path: path.to_owned(),
             // As recorded: what a guest has written to it never says so.
             format: Some(match format {
-                Format::Raw => ec2vmm_vmm_api::config::Format::Raw,
-                Format::Qcow2 => ec2vmm_vmm_api::config::Format::Qcow2,
+                Format::Raw => config::Format::Raw,
+                Format::Qcow2 => config::Format::Qcow2,
             }),
             writes: Writes::Kept,
             // As on EC2, where the guest's NVMe disks say so too.
             serial: id.as_str().replace('-', ""),
+            queues: None,
+            rate_limit: config::RateLimit::default(),
         };
         let opened = self.once_free(|| match disks::open(&wanted, &self.folder) {
             Ok(disk) => Ok(Some(disk)),
@@ -205,8 +208,8 @@ fn make(
                 .to_str()
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the image's path is not text"))?;
             let format = match images::spell(*format) {
-                ec2vmm_vmm_api::config::Format::Raw => Format::Raw,
-                ec2vmm_vmm_api::config::Format::Qcow2 => Format::Qcow2,
+                config::Format::Raw => Format::Raw,
+                config::Format::Qcow2 => Format::Qcow2,
             };
             ec2vmm_image::create_overlay_over(file.try_clone()?, size, name, format)?;
         }
@@ -317,8 +320,8 @@ mod tests {
             let layers = disk.layers.into_iter().map(|layer| ec2vmm_image::Layer {
                 file: layer.file,
                 format: match layer.format {
-                    ec2vmm_vmm_api::config::Format::Raw => ec2vmm_image::Format::Raw,
-                    ec2vmm_vmm_api::config::Format::Qcow2 => ec2vmm_image::Format::Qcow2,
+                    super::config::Format::Raw => ec2vmm_image::Format::Raw,
+                    super::config::Format::Qcow2 => ec2vmm_image::Format::Qcow2,
                 },
             });
             ec2vmm_image::Disk::open(layers.collect(), true).unwrap()

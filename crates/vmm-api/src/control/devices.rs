@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Format;
+use crate::config::{Format, RateLimit};
 
 /// The disks of a machine, by their place on the bus.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -34,6 +34,8 @@ pub struct Disk {
     pub pci_device: u8,
     /// The guest was asked to let go of it, and has not.
     pub leaving: bool,
+    /// Limits all requests together.
+    pub rate_limit: RateLimit,
 }
 
 /// A disk that is to be attached. A descriptor comes for each of its files.
@@ -58,6 +60,12 @@ pub struct AttachDisk {
     /// What the guest reads as the disk's serial number, at most 20 bytes.
     #[cfg_attr(feature = "openapi", schema(max_length = 20))]
     pub serial: String,
+    /// As of [`crate::config::Disk::queues`].
+    #[serde(default)]
+    pub queues: Option<u16>,
+    /// Limits all requests together. Of them reading and writing take bytes.
+    #[serde(default)]
+    pub rate_limit: RateLimit,
 }
 
 /// The size that a disk is to have.
@@ -90,10 +98,26 @@ pub struct Net {
     pub pci_device: u8,
     /// The guest was asked to let go of it, and has not.
     pub leaving: bool,
+    /// What may pass.
+    pub limits: NetLimits,
 }
 
-/// A network interface that is to be attached. One descriptor comes with it: a tap made with
-/// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+/// What may pass through a network interface. Each direction has limits of its own.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Frames to the guest. What comes faster waits in the tap, and is dropped there.
+    #[serde(default)]
+    pub receive: RateLimit,
+    /// Frames from the guest.
+    #[serde(default)]
+    pub transmit: RateLimit,
+}
+
+/// A network interface that is to be attached. With it comes a tap made with
+/// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, once for each pair of queues that the guest can use, 1 to 16. If several,
+/// also with `IFF_MULTI_QUEUE`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -102,6 +126,12 @@ pub struct AttachNet {
     pub id: String,
     /// Its hardware address.
     pub mac: [u8; 6],
+    /// As of [`crate::config::Net::mtu`].
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// What may pass.
+    #[serde(default)]
+    pub limits: NetLimits,
 }
 
 /// The longest id of a device, bytes.

@@ -14,6 +14,8 @@
 //! | `DELETE /machine/disks/ID` | | 202: the guest has been asked; `detached` is the event when it has let go |
 //! | `DELETE /machine/disks/ID?force=true` | | 204: gone, whatever the guest says |
 //! | `PUT /machine/disks/ID/size` | [`ResizeDisk`] | [`Disk`]: the guest has been told |
+//! | `PUT /machine/disks/ID/limit` | [`crate::config::RateLimit`] | [`Disk`] |
+//! | `PUT /machine/nets/ID/limits` | [`NetLimits`] | [`Net`] |
 //! | `GET`, `POST`, `DELETE /machine/nets...` | [`AttachNet`], a descriptor | likewise: [`Nets`], [`Net`] |
 //! | `GET /machine/balloon` | | [`Balloon`] |
 //! | `PUT /machine/balloon` | [`SetBalloon`] | [`Balloon`]; the guest takes its time |
@@ -37,7 +39,9 @@ use std::collections::BTreeMap;
 
 pub use self::{
     balloon::{Balloon, SetBalloon},
-    devices::{AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, Nets, ResizeDisk},
+    devices::{
+        AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, NetLimits, Nets, ResizeDisk,
+    },
     snapshot::{SnapshotKind, SnapshotRequest, SnapshotTaken},
 };
 use serde::{Deserialize, Serialize};

@@ -11,10 +11,10 @@ use utoipa::{
 };
 
 use super::{
-    AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, Nets, PowerRequest, Problem,
-    ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+    AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerRequest,
+    Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
 };
-use crate::Event;
+use crate::{Event, config::RateLimit};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,8 +25,8 @@ use crate::Event;
     ),
     servers((url = "http://localhost", description = "Whatever the host name: `curl --unix-socket SOCKET http://localhost/machine`")),
     paths(
-        machine, events, metrics, power, pause, resume, snapshot, disks, attach_disk, disk, detach_disk, resize_disk, nets,
-        attach_net, net, detach_net, balloon, set_balloon
+        machine, events, metrics, power, pause, resume, snapshot, disks, attach_disk, disk, detach_disk, resize_disk, limit_disk, nets,
+        attach_net, net, detach_net, limit_net, balloon, set_balloon
     ),
     components(schemas(Problem))
 )]
@@ -190,6 +190,13 @@ fn detach_disk() {}
 )]
 fn resize_disk() {}
 
+/// Limits how many requests and bytes of a disk pass.
+#[utoipa::path(
+    put, path = "/machine/disks/{id}/limit", tag = "devices", params(("id" = String, Path)),
+    request_body = RateLimit, responses((status = 200, body = Disk))
+)]
+fn limit_disk() {}
+
 /// The network interfaces, by their place on the bus.
 #[utoipa::path(get, path = "/machine/nets", tag = "devices", responses((status = 200, body = Nets)))]
 fn nets() {}
@@ -223,6 +230,13 @@ fn net() {}
     )
 )]
 fn detach_net() {}
+
+/// Limits how many frames and bytes of a network interface pass.
+#[utoipa::path(
+    put, path = "/machine/nets/{id}/limits", tag = "devices", params(("id" = String, Path)),
+    request_body = NetLimits, responses((status = 200, body = Net))
+)]
+fn limit_net() {}
 
 /// What the guest was asked to give back, and what it says. Asks it for fresh statistics.
 #[utoipa::path(

@@ -82,6 +82,11 @@ impl Backend for ImageBackend {
         })
     }
 
+    fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        // Waits for the requests that are with a thread.
+        self.disk.grow(bytes)
+    }
+
     fn event(&self) -> RawFd {
         self.shared.event.as_raw_fd()
     }

@@ -74,7 +74,7 @@ pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
 
 /// None where the kernel has no io_uring, or forbids it.
 fn by_uring(file: &File, disk: &Disk) -> Option<UringBackend> {
-    UringBackend::new(file, disk.size(), disk.can_discard())
+    UringBackend::new(file, disk.clone())
         .inspect_err(|error| {
             static SAID: std::sync::Once = std::sync::Once::new();
             SAID.call_once(|| log::info!("no io_uring on this host, disks are served by threads: {error}"));

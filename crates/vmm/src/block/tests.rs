@@ -36,13 +36,17 @@ impl Bench {
         Layer { file: self.file.try_clone().unwrap(), format }
     }
 
+    fn disk(&self) -> Disk {
+        Disk::open(vec![self.layer(Format::Raw)], true).unwrap()
+    }
+
     /// Every engine that there is, each on the same file.
     #[allow(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
     fn engines(&self) -> Vec<(&'static str, Box<dyn Backend>)> {
-        let disk = Disk::open(vec![self.layer(Format::Raw)], true).unwrap();
+        let disk = self.disk();
         let threads = Box::new(ImageBackend::new(disk.clone()).unwrap());
         let mut engines: Vec<(&str, Box<dyn Backend>)> = vec![("threads", threads)];
-        match UringBackend::new(&self.file, disk.size(), true) {
+        match UringBackend::new(&self.file, disk) {
             Ok(uring) => engines.push(("io_uring", Box::new(uring))),
             Err(error) => eprintln!("io_uring is not tested, this host has none: {error}"),
         }
@@ -180,7 +184,7 @@ fn waiting_leaves_nothing_under_way_and_dropping_waits() {
 #[test]
 fn a_file_that_was_cut_short_is_an_error() {
     let bench = Bench::new();
-    let Ok(mut backend) = UringBackend::new(&bench.file, SIZE, true) else { return };
+    let Ok(mut backend) = UringBackend::new(&bench.file, bench.disk()) else { return };
     bench.file.set_len(SIZE / 2).unwrap();
     // The first half of it is there: the request goes on, and then fails.
     let read = Operation::Read { offset: SIZE / 2 - 512, buffers: bench.buffers(&[(0, 1024)]) };
@@ -192,7 +196,7 @@ fn errors_of_the_host_come_back() {
     let bench = Bench::new();
     let read_only =
         File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&bench.file))).unwrap();
-    let Ok(mut backend) = UringBackend::new(&read_only, SIZE, true) else { return };
+    let Ok(mut backend) = UringBackend::new(&read_only, bench.disk()) else { return };
     let write = Operation::Write { offset: 0, buffers: bench.buffers(&[(0, 512)]) };
     assert_eq!(run(&mut backend, write).unwrap_err().raw_os_error(), Some(libc::EBADF));
 }
@@ -233,4 +237,59 @@ fn a_raw_file_that_ends_within_a_sector_is_served() {
     assert_eq!(opened.backend.capacity(), 1024);
     let read = Operation::Read { offset: 512, buffers: bench.buffers(&[(0, 512)]) };
     run(&mut *opened.backend, read).unwrap();
+}
+
+#[test]
+fn a_disk_grows_while_requests_are_under_way() {
+    let bench = Bench::new();
+    for (name, mut backend) in bench.engines() {
+        let (old, new) = (backend.capacity(), backend.capacity() + (1 << 20));
+        let buffers = bench.buffers(&[(0, 1 << 20)]);
+        backend.enqueue(Request { token: 1, operation: Operation::Read { offset: 0, buffers } });
+        backend.submit();
+        backend.grow(new).unwrap();
+        wait(&mut *backend).result.unwrap();
+        assert_eq!((backend.capacity(), bench.file.metadata().unwrap().len()), (new, new), "{name}");
+        bench.memory.write_slice(&[5; 512], GuestAddress(0)).unwrap();
+        let last = new - 512;
+        run(&mut *backend, Operation::Write { offset: last, buffers: bench.buffers(&[(0, 512)]) }).unwrap();
+        assert_eq!(bench.on_file(last, 512), [5; 512]);
+        assert_eq!(bench.on_file(old, 512), [0; 512]);
+        for wrong in [old, new + 1] {
+            assert!(backend.grow(wrong).is_err(), "{name}: {wrong}");
+        }
+        bench.file.set_len(SIZE).unwrap();
+    }
+}
+
+#[test]
+fn a_qcow2_disk_grows_and_another_process_sees_it() {
+    let bench = Bench::new();
+    let named = tempfile::NamedTempFile::new().unwrap();
+    create_overlay(named.as_file().try_clone().unwrap(), SIZE).unwrap();
+    let layers = || {
+        let top = Layer { file: named.as_file().try_clone().unwrap(), format: Format::Qcow2 };
+        vec![top, bench.layer(Format::Raw)]
+    };
+    let mut opened = open(layers(), Access::Kept).unwrap();
+    // Far enough that the first table has to grow.
+    let size = 1 << 40;
+    opened.backend.grow(size).unwrap();
+    bench.memory.write_slice(&[6; 512], GuestAddress(0)).unwrap();
+    let write = Operation::Write { offset: size - 512, buffers: bench.buffers(&[(0, 512)]) };
+    run(&mut *opened.backend, write).unwrap();
+    run(&mut *opened.backend, Operation::Flush).unwrap();
+    assert_eq!(opened.disk.size(), size, "what is read at the next boot");
+    let second = Disk::open(layers(), false).unwrap();
+    let mut data = [0; 512];
+    second.read_at(&mut data, size - 512).unwrap();
+    assert_eq!((second.size(), data), (size, [6; 512]));
+}
+
+#[test]
+fn what_is_read_only_stays_as_it_is() {
+    let bench = Bench::new();
+    let mut opened = open(vec![bench.layer(Format::Raw)], Access::ReadOnly).unwrap();
+    assert!(opened.backend.grow(2 * SIZE).is_err());
+    assert_eq!(bench.file.metadata().unwrap().len(), SIZE);
 }

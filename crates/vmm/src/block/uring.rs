@@ -1,4 +1,6 @@
 //! A raw file, served by io_uring: nothing blocks, and a wake costs one system call for all it brings.
+//! One ring serves all queues of a disk, because one thread does: a ring for each would only multiply the
+//! system calls.
 //!
 //! Invariant: what the kernel may still read or write (a slot's iovecs, and the guest memory that its
 //! request keeps mapped) is neither changed nor freed until the slot's completion was seen.
@@ -17,14 +19,14 @@ use ec2vmm_devices::virtio::{
     Again, Buffers,
     block::{Backend, Completion, Operation, Request},
 };
+use ec2vmm_image::Disk;
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
 /// Serves one raw file.
 pub struct UringBackend {
     ring: IoUring,
     event: Again,
-    capacity: u64,
-    can_discard: bool,
+    disk: Disk,
     /// Whether the file system has `FALLOC_FL_ZERO_RANGE`, as far as known.
     zero_range: bool,
     slots: Vec<Slot>,
@@ -52,11 +54,11 @@ struct Iovecs(Vec<libc::iovec>);
 unsafe impl Send for Iovecs {}
 
 impl UringBackend {
-    /// Serves `file`, of which the disk is the first `capacity` bytes. The ring keeps it open.
+    /// Serves `disk`, which is whole in `file`. The ring keeps that open.
     ///
     /// # Errors
     /// The kernel has no io_uring, or not all that is needed of it, or forbids it.
-    pub fn new(file: &File, capacity: u64, can_discard: bool) -> io::Result<Self> {
+    pub fn new(file: &File, disk: Disk) -> io::Result<Self> {
         let ring = IoUring::new(ENTRIES)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -71,8 +73,7 @@ impl UringBackend {
         Ok(Self {
             ring,
             event,
-            capacity,
-            can_discard,
+            disk,
             zero_range: true,
             slots: Vec::new(),
             free: Vec::new(),
@@ -161,11 +162,15 @@ impl UringBackend {
 
 impl Backend for UringBackend {
     fn capacity(&self) -> u64 {
-        self.capacity
+        self.disk.size()
     }
 
     fn discard_granularity(&self) -> Option<u32> {
-        self.can_discard.then_some(BLOCK)
+        self.disk.can_discard().then_some(BLOCK)
+    }
+
+    fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        self.disk.grow(bytes)
     }
 
     fn event(&self) -> RawFd {

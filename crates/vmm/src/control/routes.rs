@@ -2,9 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
-use ec2vmm_vmm_api::control::{
-    AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, Nets, PowerAction, PowerRequest,
-    Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+use ec2vmm_vmm_api::{
+    config::RateLimit,
+    control::{
+        AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerAction,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+    },
 };
 use serde::de::DeserializeOwned;
 
@@ -70,6 +73,12 @@ pub trait Handler {
     /// What to answer instead of the disk.
     fn resize_disk(&mut self, id: &str, size: ResizeDisk) -> Result<Disk, Problem>;
 
+    /// Limits what passes.
+    ///
+    /// # Errors
+    /// What to answer instead of the disk.
+    fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<Disk, Problem>;
+
     /// Asks the guest for one, or takes it.
     ///
     /// # Errors
@@ -90,6 +99,12 @@ pub trait Handler {
     /// # Errors
     /// What to answer instead of the interface.
     fn attach_net(&mut self, net: AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Problem>;
+
+    /// Limits what passes.
+    ///
+    /// # Errors
+    /// What to answer instead of the interface.
+    fn limit_net(&mut self, id: &str, limits: NetLimits) -> Result<Net, Problem>;
 
     /// Asks the guest for one, or takes it.
     ///
@@ -256,6 +271,12 @@ const ROUTES: &[Route] = &[
         }),
     },
     Route {
+        path: "/machine/disks/{id}/limit",
+        act: Act::Put(|handler, asked| {
+            Response::json(&handler.limit_disk(asked.id, read_json::<RateLimit>(asked.request)?)?)
+        }),
+    },
+    Route {
         path: "/machine/nets",
         act: Act::Get(|handler, _| Response::json(&Nets { nets: handler.nets() })),
     },
@@ -272,6 +293,12 @@ const ROUTES: &[Route] = &[
     Route {
         path: "/machine/nets/{id}",
         act: Act::Delete(|handler, asked| handler.detach_net(asked.id, asked.force).map(detached)),
+    },
+    Route {
+        path: "/machine/nets/{id}/limits",
+        act: Act::Put(|handler, asked| {
+            Response::json(&handler.limit_net(asked.id, read_json::<NetLimits>(asked.request)?)?)
+        }),
     },
     Route { path: "/machine/balloon", act: Act::Get(|handler, _| Response::json(&handler.balloon()?)) },
     Route {

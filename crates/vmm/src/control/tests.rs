@@ -10,9 +10,9 @@ use std::{
 };
 
 use ec2vmm_vmm_api::{
-    config::Identity,
+    config::{Identity, RateLimit},
     control::{
-        AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, PowerAction, Problem,
+        AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
         ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
     },
 };
@@ -43,11 +43,18 @@ fn disk(id: &str) -> Disk {
         boots: false,
         pci_device: 5,
         leaving: false,
+        rate_limit: RateLimit::default(),
     }
 }
 
 fn net(id: &str) -> Net {
-    Net { id: id.into(), mac: [2, 0, 0, 0, 0, 1], pci_device: 21, leaving: false }
+    Net {
+        id: id.into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        pci_device: 21,
+        leaving: false,
+        limits: NetLimits::default(),
+    }
 }
 
 impl Handler for Fake {
@@ -122,6 +129,11 @@ impl Handler for Fake {
         Ok(disk(id))
     }
 
+    fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<Disk, Problem> {
+        self.asked.push(format!("limit {id}"));
+        Ok(Disk { rate_limit: limit, ..disk(id) })
+    }
+
     fn detach_disk(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
         self.asked.push(format!("detach {id} {force}"));
         Ok(if force { Detached::Gone } else { Detached::Asked })
@@ -139,6 +151,11 @@ impl Handler for Fake {
         self.asked.push(format!("attach {} with {}", wanted.id, taps.len()));
         self.kept.extend(taps);
         Ok(net(&wanted.id))
+    }
+
+    fn limit_net(&mut self, id: &str, limits: NetLimits) -> Result<Net, Problem> {
+        self.asked.push(format!("limit {id}"));
+        Ok(Net { limits, ..net(id) })
     }
 
     fn detach_net(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
@@ -323,7 +340,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/nets, /machine/nets/{id}, /machine/balloon, /machine/snapshot"}
+            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
         "#]],
     );
     check_problem(
@@ -344,7 +361,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /machine/disks/a/b HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/nets, /machine/nets/{id}, /machine/balloon, /machine/snapshot"}
+            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
         "#]],
     );
     check_problem(

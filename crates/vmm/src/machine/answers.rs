@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use ec2vmm_devices::virtio::{BalloonState, DeviceAnswer, DeviceCommand};
 use ec2vmm_vmm_api::{
     Exit,
+    config::RateLimit,
     control::{
-        AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, PowerAction, Problem,
-        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
+        AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, NetLimits, PowerAction,
+        Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
     },
 };
 
@@ -95,6 +96,10 @@ impl Handler for Answers<'_> {
         self.machine.resize(id, size.bytes)
     }
 
+    fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<Disk, Problem> {
+        self.machine.limit_disk(id, limit)
+    }
+
     fn detach_disk(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
         self.machine.detach(self.run, Kind::Disk, id, force)
     }
@@ -111,12 +116,18 @@ impl Handler for Answers<'_> {
         self.machine.attach_net(self.run, net, taps)
     }
 
+    fn limit_net(&mut self, id: &str, limits: NetLimits) -> Result<Net, Problem> {
+        self.machine.limit_net(id, limits)
+    }
+
     fn detach_net(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
         self.machine.detach(self.run, Kind::Net, id, force)
     }
 
     fn balloon(&mut self) -> Result<Balloon, Problem> {
-        self.ask_balloon(&DeviceCommand::RefreshBalloonStatistics)
+        // One without a driver that gives statistics is as it is.
+        let asked = self.ask_balloon(&DeviceCommand::RefreshBalloonStatistics);
+        asked.or_else(|_| self.ask_balloon(&DeviceCommand::ReadBalloon))
     }
 
     fn set_balloon(&mut self, SetBalloon { target_bytes }: SetBalloon) -> Result<Balloon, Problem> {

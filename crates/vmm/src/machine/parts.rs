@@ -15,7 +15,8 @@ use ec2vmm_devices::{
 };
 use ec2vmm_vmm_api::{
     Event,
-    control::{self, AttachDisk, AttachNet, ID_BYTES_MAX, LAYERS_MAX, Problem, State},
+    config::{self, RateLimit},
+    control::{self, AttachDisk, AttachNet, ID_BYTES_MAX, LAYERS_MAX, NetLimits, Problem, State},
 };
 
 use super::{Machine, Run};
@@ -24,6 +25,7 @@ use crate::{
     control::{Detached, problem},
     error::{MachineError, chain},
     parts::{self, DiskSpec},
+    rate_limits::understand,
     slots::{DISKS, DiskPart, NETS, Part, Slot, SlotId},
     vm::InterruptRoutes,
     wiring::KvmWiring,
@@ -59,11 +61,13 @@ impl Machine {
     ) -> Result<control::Disk, Problem> {
         self.check_may_change()?;
         self.check_new_id(&wanted.id)?;
-        let AttachDisk { id, layers, read_only, scratch, serial } = wanted;
+        let AttachDisk { id, layers, read_only, scratch, serial, queues, rate_limit } = wanted;
         if !(1..=LAYERS_MAX).contains(&layers.len()) {
             return Err(problem(400, format!("layers: a disk has 1 to {LAYERS_MAX} files")));
         }
         check_count(files.len(), layers.len(), "a file for each layer")?;
+        let queues = queues.unwrap_or(parts::queues_usual(self.config.cpus));
+        check_queues("queues", queues.into())?;
         let access = match (read_only, scratch) {
             (true, true) => {
                 return Err(problem(
@@ -81,7 +85,7 @@ impl Machine {
         }
         let place = self.slots.free_place(DISKS).ok_or_else(|| full("disks", DISKS.len()))?;
         let open = parts::open_disk(files, layers, access).map_err(|error| no_disk(&error))?;
-        let spec = DiskSpec { serial, access, boots: false };
+        let spec = DiskSpec { serial, access, boots: false, queues, rate_limit };
         let slot = parts::disk(id, place, spec, open).map_err(|error| cannot(&error))?;
         let id = self.plug(run, slot).map_err(|error| cannot(&error))?;
         self.slots.get(id).and_then(view_disk).ok_or_else(|| problem(500, "the disk is gone".into()))
@@ -95,14 +99,21 @@ impl Machine {
     ) -> Result<control::Net, Problem> {
         self.check_may_change()?;
         self.check_new_id(&wanted.id)?;
-        let AttachNet { id, mac } = wanted;
-        check_count(taps.len(), 1, "a tap")?;
+        let AttachNet { id, mac, mtu, limits: NetLimits { receive, transmit } } = wanted;
+        if taps.is_empty() {
+            check_count(0, 1, "a tap")?;
+        }
+        check_queues("a tap's descriptors", taps.len())?;
         if matches!(mac, [first, ..] if first & 1 != 0) || mac == [0; 6] {
             return Err(problem(400, "mac: not the address of an interface".into()));
         }
+        if mtu.is_some_and(|mtu| mtu < config::MTU_MIN) {
+            return Err(problem(400, format!("mtu: at least {} bytes are possible", config::MTU_MIN)));
+        }
         let place = self.slots.free_place(NETS).ok_or_else(|| full("network interfaces", NETS.len()))?;
-        let [tap] = <[OwnedFd; 1]>::try_from(taps).map_err(|_| problem(400, "one tap".into()))?;
-        let slot = parts::net(id, place, tap, mac).map_err(|error| no_tap(&error))?;
+        let net =
+            config::Net { taps: Vec::new(), mac, mtu, receive_limit: receive, transmit_limit: transmit };
+        let slot = parts::net(id, place, taps, &net).map_err(|error| no_tap(&error))?;
         let id = self.plug(run, slot).map_err(|error| cannot(&error))?;
         self.slots.get(id).and_then(view_net).ok_or_else(|| problem(500, "the interface is gone".into()))
     }
@@ -165,6 +176,30 @@ impl Machine {
             slot.command(&DeviceCommand::Resize { bytes }).map_err(|error| refused(name, &error))?;
         }
         view_disk(slot).ok_or_else(|| unknown(Kind::Disk, name))
+    }
+
+    pub(super) fn limit_disk(&mut self, name: &str, limit: RateLimit) -> Result<control::Disk, Problem> {
+        let id = self.find(Kind::Disk, name)?;
+        let Some(slot) = self.slots.get_mut(id) else { return Err(unknown(Kind::Disk, name)) };
+        let command = DeviceCommand::LimitRequests(understand(limit));
+        slot.command(&command).map_err(|error| refused(name, &error))?;
+        if let Part::Disk(part) = &mut slot.part {
+            part.rate_limit = limit;
+        }
+        view_disk(slot).ok_or_else(|| unknown(Kind::Disk, name))
+    }
+
+    pub(super) fn limit_net(&mut self, name: &str, wanted: NetLimits) -> Result<control::Net, Problem> {
+        let id = self.find(Kind::Net, name)?;
+        let Some(slot) = self.slots.get_mut(id) else { return Err(unknown(Kind::Net, name)) };
+        let NetLimits { receive, transmit } = wanted;
+        let command =
+            DeviceCommand::LimitFrames { receive: understand(receive), transmit: understand(transmit) };
+        slot.command(&command).map_err(|error| refused(name, &error))?;
+        if let Part::Net { limits, .. } = &mut slot.part {
+            *limits = wanted;
+        }
+        view_net(slot).ok_or_else(|| unknown(Kind::Net, name))
     }
 
     pub(super) fn disks(&self) -> Vec<control::Disk> {
@@ -294,7 +329,7 @@ fn new_size(part: &DiskPart, bytes: Option<u64>) -> Result<u64, Problem> {
         file_bytes.map_err(|error| problem(500, format!("asking a file for its length: {error}")))?;
     let (now, new) = match (bytes, file_bytes) {
         (Some(bytes), _) => (disk.size(), bytes),
-        (None, Some(file_bytes)) => (disk.size(), file_bytes / SECTOR * SECTOR),
+        (None, Some(file_bytes)) => (disk.size(), file_bytes.next_multiple_of(SECTOR)),
         (None, None) => {
             return Err(problem(400, "bytes: must be said, as the disk is not one raw file".into()));
         }
@@ -328,7 +363,7 @@ fn tell_guest(run: &Run) {
 }
 
 fn view_disk(slot: &Slot) -> Option<control::Disk> {
-    let Part::Disk(DiskPart { disk, serial, boots, .. }) = &slot.part else { return None };
+    let Part::Disk(DiskPart { disk, serial, boots, rate_limit, .. }) = &slot.part else { return None };
     Some(control::Disk {
         id: slot.name.clone(),
         serial: serial.clone(),
@@ -337,12 +372,19 @@ fn view_disk(slot: &Slot) -> Option<control::Disk> {
         boots: *boots,
         pci_device: slot.pci_device,
         leaving: slot.leaving,
+        rate_limit: *rate_limit,
     })
 }
 
 fn view_net(slot: &Slot) -> Option<control::Net> {
-    let Part::Net { mac } = slot.part else { return None };
-    Some(control::Net { id: slot.name.clone(), mac, pci_device: slot.pci_device, leaving: slot.leaving })
+    let Part::Net { mac, limits } = slot.part else { return None };
+    Some(control::Net {
+        id: slot.name.clone(),
+        mac,
+        pci_device: slot.pci_device,
+        leaving: slot.leaving,
+        limits,
+    })
 }
 
 fn check_count(came: usize, wanted: usize, what: &str) -> Result<(), Problem> {
@@ -353,6 +395,13 @@ fn check_count(came: usize, wanted: usize, what: &str) -> Result<(), Problem> {
         hint: Some("they are sent by SCM_RIGHTS, with the request".into()),
         ..problem(400, format!("{came} descriptors came, and it takes {wanted}: {what}"))
     })
+}
+
+fn check_queues(what: &str, count: usize) -> Result<(), Problem> {
+    match (1..=config::QUEUES_MAX.into()).contains(&count) {
+        true => Ok(()),
+        false => Err(problem(400, format!("{what}: 1 to {} are possible", config::QUEUES_MAX))),
+    }
 }
 
 fn unknown(kind: Kind, name: &str) -> Problem {
@@ -388,7 +437,7 @@ fn cannot(error: &MachineError) -> Problem {
 
 pub(super) fn refused(name: &str, error: &CommandError) -> Problem {
     let status = match error {
-        CommandError::Unsupported => 409,
+        CommandError::Unsupported | CommandError::Guest(_) => 409,
         CommandError::Invalid(_) => 400,
         CommandError::Host(_) => 500,
     };

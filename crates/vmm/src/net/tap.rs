@@ -1,4 +1,4 @@
-//! A tap as the port of a network card. Its frames have virtio's header, so nothing is translated.
+//! A queue of a tap as the port of a network card. Its frames have virtio's header, so nothing is translated.
 
 #![allow(unsafe_code, reason = "the kernel is given pointers")]
 
@@ -16,10 +16,13 @@ use ec2vmm_devices::virtio::{
     net::{HEADER_LEN, Offloads, PIECES_MAX, Port},
 };
 
-/// An open tap, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+/// A queue of an open tap, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` and, if it has several, with
+/// `IFF_MULTI_QUEUE`.
 pub struct Tap {
     file: File,
     offloads: Offloads,
+    /// The tap gives it frames.
+    enabled: bool,
     iovecs: Iovecs,
 }
 
@@ -50,7 +53,7 @@ impl Tap {
         let offloads = known.into_iter().find(|offloads| set_offload(&file, *offloads).is_ok());
         set_offload(&file, Offloads::default())?;
         let iovecs = Iovecs(Vec::with_capacity(IOVECS_USUAL));
-        Ok(Self { file, offloads: offloads.unwrap_or_default(), iovecs })
+        Ok(Self { file, offloads: offloads.unwrap_or_default(), enabled: true, iovecs })
     }
 }
 
@@ -61,6 +64,15 @@ impl Port for Tap {
 
     fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        // The kernel refuses to do what is done, and all of it on a tap with one queue.
+        if enabled != self.enabled {
+            set_queue(&self.file, enabled)?;
+            self.enabled = enabled;
+        }
+        Ok(())
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
@@ -121,6 +133,16 @@ fn set_offload(tap: &File, offloads: Offloads) -> io::Result<()> {
     let bits: c_uint = flags.iter().filter(|(on, _)| *on).fold(0, |bits, (_, flag)| bits | flag);
     // SAFETY: the argument is a number.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) })
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "flags of 16 bits")]
+fn set_queue(tap: &File, attach: bool) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let flags = if attach { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the kernel reads one request.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
 }
 
 fn check(answer: c_int) -> io::Result<()> {

@@ -29,22 +29,32 @@ const PEER: [u8; 4] = [10, 99, 0, 2];
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 /// Runs a test with a tap that has an address and is up. Not without the rights to make one.
-#[allow(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
 fn with_tap(test: impl FnOnce(File) + Send + 'static) {
-    let outcome = thread::spawn(|| match make_tap() {
-        Ok(tap) => test(tap),
+    with_queues(1, |mut queues| test(queues.remove(0)));
+}
+
+/// The same with several queues.
+#[allow(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
+fn with_queues(count: usize, test: impl FnOnce(Vec<File>) + Send + 'static) {
+    let outcome = thread::spawn(move || match make_tap(count) {
+        Ok(queues) => test(queues),
         Err(error) => eprintln!("taps are not tested, none can be made here: {error}"),
     });
     outcome.join().unwrap();
 }
 
-fn make_tap() -> io::Result<File> {
+fn make_tap(count: usize) -> io::Result<Vec<File>> {
     // SAFETY: only this thread is moved, and it ends with the test.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
-    let tap =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    set(tap.as_raw_fd(), libc::TUNSETIFF, |request| request.ifr_ifru.ifru_flags = flags as i16)?;
+    let several = if count > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
+    let queue = || {
+        let tun =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        set(tun.as_raw_fd(), libc::TUNSETIFF, |request| request.ifr_ifru.ifru_flags = flags as i16)?;
+        Ok(tun)
+    };
+    let queues = (0..count).map(|_| queue()).collect::<io::Result<_>>()?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     set(socket.as_raw_fd(), libc::SIOCSIFADDR, |request| {
         request.ifr_ifru.ifru_addr.sa_family = libc::AF_INET as u16;
@@ -54,7 +64,7 @@ fn make_tap() -> io::Result<File> {
     })?;
     let up = libc::IFF_UP | libc::IFF_RUNNING;
     set(socket.as_raw_fd(), libc::SIOCSIFFLAGS, |request| request.ifr_ifru.ifru_flags = up as i16)?;
-    Ok(tap)
+    Ok(queues)
 }
 
 /// The four bytes of an IPv4 address in a request.
@@ -184,4 +194,55 @@ fn a_tap_that_is_down_is_an_error_not_the_end() {
 #[test]
 fn what_is_no_tap_is_refused() {
     assert!(Tap::new(tempfile::tempfile().unwrap()).is_err());
+}
+
+/// Has the host send datagrams of many flows to the peer; gives how many come by each queue.
+fn spread(memory: &Arc<Memory>, taps: &mut [Tap]) -> Vec<usize> {
+    let socket = || UdpSocket::bind((std::net::Ipv4Addr::from(ADDRESS), 0)).unwrap();
+    for _ in 0..FLOWS {
+        socket().send_to(&[7; 100], (std::net::Ipv4Addr::from(PEER), 9)).unwrap();
+    }
+    let room = buffers(memory, &[(0x1000, 4096)]);
+    let come = |tap: &mut Tap| {
+        let mut datagrams = 0;
+        while let Ok(len) = tap.receive(&room, &mut [0; 64]) {
+            datagrams += usize::from(len == HEADER_LEN as usize + 14 + 20 + 8 + 100);
+        }
+        datagrams
+    };
+    taps.iter_mut().map(come).collect()
+}
+
+const FLOWS: usize = 200;
+
+#[test]
+fn frames_are_spread_over_the_queues_that_are_switched_on() {
+    with_queues(3, |queues| {
+        let memory = memory();
+        let mut taps: Vec<Tap> = queues.into_iter().map(|queue| Tap::new(queue).unwrap()).collect();
+        // The request teaches the host where the peer is.
+        memory.write_slice(&arp_request(), GuestAddress(0)).unwrap();
+        taps[0].send(&buffers(&memory, &[(0, arp_request().len() as u32)])).unwrap();
+        for (on, expected) in [(1, [true, false, false]), (3, [true; 3]), (2, [true, true, false])] {
+            for (index, tap) in taps.iter_mut().enumerate() {
+                tap.set_enabled(index < on).unwrap();
+                tap.set_enabled(index < on).unwrap();
+            }
+            let come = spread(&memory, &mut taps);
+            assert_eq!(come.iter().sum::<usize>(), FLOWS, "{come:?}");
+            assert_eq!(come.iter().map(|&count| count > 0).collect::<Vec<_>>(), expected, "{come:?}");
+        }
+        let offloads = Offloads { checksum: true, ..Offloads::default() };
+        taps.iter_mut().for_each(|tap| tap.set_offloads(offloads).unwrap());
+    });
+}
+
+#[test]
+fn a_tap_with_one_queue_is_always_on() {
+    with_tap(|file| {
+        let mut tap = Tap::new(file).unwrap();
+        tap.set_enabled(true).unwrap();
+        assert!(tap.set_enabled(false).is_err());
+        assert!(tap.offloads().checksum);
+    });
 }

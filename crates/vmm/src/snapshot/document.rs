@@ -123,7 +123,7 @@ impl Shape {
                     read_only: *read_only,
                     layers: layers.iter().map(stamp::of).collect::<io::Result<_>>()?,
                 }),
-                Part::Net { mac } => shape.nets.push(NetShape { place, mac: *mac }),
+                Part::Net { mac, .. } => shape.nets.push(NetShape { place, mac: *mac }),
                 Part::Fixed => {}
             }
         }

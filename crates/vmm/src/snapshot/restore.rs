@@ -2,7 +2,11 @@
 
 use std::sync::{PoisonError, atomic::Ordering};
 
-use ec2vmm_devices::rtc::WallClock;
+use ec2vmm_devices::{
+    pci,
+    rtc::WallClock,
+    virtio::{CommandError, DeviceCommand},
+};
 use ec2vmm_vmm_api::{Event, config::Clock};
 use kvm_ioctls::VcpuFd;
 
@@ -64,6 +68,21 @@ impl Machine {
         // The transports have handed their queues over.
         while let Some(notice) = self.mailbox.take() {
             self.heed(notice);
+        }
+        for (_, slot) in self.slots.iter_mut() {
+            let function = document.pci.get(&slot.pci_device).and_then(|function| function.virtio.as_ref());
+            if let Some(saved) = function.and_then(|virtio| virtio.device.as_ref()) {
+                let place = slot.pci_device;
+                let bad = |source| pci::bus::RestoreError { slot: place, source };
+                slot.restore(saved).map_err(|error| MachineError::Restore(bad(error).into()))?;
+            }
+            match slot.command(&DeviceCommand::ResetTransport) {
+                // It is no vsock, and has no streams that end.
+                Ok(_) | Err(CommandError::Unsupported) => {}
+                Err(error) => {
+                    log::warn!("{}: telling the guest that its streams are gone: {error}", slot.name)
+                }
+            }
         }
         // An interrupt may have been on its way when the guest stood still. One too many does no harm.
         self.slots.iter().for_each(|(_, slot)| slot.interrupt_all());

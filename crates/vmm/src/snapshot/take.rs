@@ -162,8 +162,9 @@ impl Machine {
         let mut pci = bus.pci.save();
         for (_, slot) in self.slots.iter() {
             let saved = pci.get_mut(&slot.pci_device).and_then(|function| function.virtio.as_mut());
-            let queues = saved.map(|saved| &mut saved.queues).into_iter().flatten();
-            for (queue, position) in queues.zip(slot.device().positions()) {
+            let Some(saved) = saved else { continue };
+            saved.device = slot.device().save();
+            for (queue, position) in saved.queues.iter_mut().zip(slot.device().positions()) {
                 queue.position = Some(position);
             }
         }

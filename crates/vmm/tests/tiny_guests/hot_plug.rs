@@ -186,6 +186,45 @@ fn sixteen_disks_fit() {
 }
 
 #[test]
+fn a_disk_grows_is_limited_and_the_balloon_is_asked() {
+    let machine = running(guests::idle());
+    let file = disk_file();
+    attach_disk(&machine, "vol-1", &[file.as_fd()]);
+    let put = |path: &str, body: &str| {
+        let answer = send(&machine, &with_body("PUT", path, body), &[]);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        body.to_owned()
+    };
+    let resize = |bytes: &str| -> u64 {
+        let body = put("/machine/disks/vol-1/size", &format!(r#"{{"bytes":{bytes}}}"#));
+        serde_json::from_str::<Disk>(&body).unwrap().size_bytes
+    };
+    // The file with it; as it is already; as somebody else has made the file.
+    assert_eq!(resize("2097152"), 2 << 20);
+    assert_eq!(file.metadata().unwrap().len(), 2 << 20);
+    assert_eq!(resize("2097152"), 2 << 20);
+    file.set_len((3 << 20) + 100).unwrap();
+    let answer = send(&machine, &with_body("PUT", "/machine/disks/vol-1/size", r#"{"bytes":2097664}"#), &[]);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("but the file has 3145828"), "{answer}");
+    // Whole sectors: what is missing of the last reads as zeros, as with any file.
+    let whole = (3 << 20) + 512;
+    assert_eq!(resize("null"), whole);
+    assert_eq!(get::<Disk>(&machine, "/machine/disks/vol-1").size_bytes, whole);
+
+    let limit = r#"{"bandwidth":null,"operations":{"per_second":100,"burst":10}}"#;
+    put("/machine/disks/vol-1/limit", limit);
+    let now = get::<Disk>(&machine, "/machine/disks/vol-1").rate_limit;
+    assert_eq!(serde_json::to_string(&now).unwrap(), limit);
+    put("/machine/disks/vol-1/limit", "{}");
+    assert!(get::<Disk>(&machine, "/machine/disks/vol-1").rate_limit.operations.is_none());
+
+    put("/machine/balloon", r#"{"target_bytes":1048576}"#);
+    let balloon = get::<control::Balloon>(&machine, "/machine/balloon");
+    assert_eq!((balloon.target_bytes, balloon.actual_bytes), (1 << 20, 0));
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let machine = running(guests::idle());
     let (file, null) = (disk_file(), File::open("/dev/null").unwrap());
@@ -198,6 +237,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let disk = |body: &str| with_body("POST", "/machine/disks", body);
     let raw = |id: &str| disk(&format!(r#"{{"id":"{id}","layers":["raw"],"serial":"s"}}"#));
     let net = |body: &str| with_body("POST", "/machine/nets", body);
+    let queues = r#"{"id":"a","layers":["raw"],"serial":"s","queues":17}"#;
     let refused: &[(String, &[BorrowedFd<'_>], u16, &str)] = &[
         (raw("taken"), &[file], 409, "a device called taken already"),
         (raw("rng"), &[file], 409, "a device called rng already"),
@@ -228,6 +268,10 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ),
         (disk(r#"{"id":"a","layers":["raw"],"serial":"s","fd":3}"#), &[file], 400, "unknown field"),
         (net(r#"{"id":"a","mac":[2,0,0,0,0,1]}"#), &[file], 400, "not a tap"),
+        (disk(queues), &[file], 400, "queues: 1 to 16"),
+        (net(r#"{"id":"a","mac":[2,0,0,0,0,1],"mtu":67}"#), &[file], 400, "at least 68 bytes"),
+        (with_body("PUT", "/machine/disks/none/limit", "{}"), &[], 404, "no disk none"),
+        (with_body("PUT", "/machine/nets/taken/limits", "{}"), &[], 404, "no network interface taken"),
         (net(r#"{"id":"a","mac":[1,0,0,0,0,1]}"#), &[file], 400, "not the address of an interface"),
         (net(r#"{"id":"a","mac":[2,0,0,0,0,1]}"#), &[], 400, "0 descriptors came"),
         (with_body("DELETE", "/machine/disks/none", ""), &[], 404, "no disk none"),

@@ -19,7 +19,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use ec2vmm_vmm_api::{
     Event, MachineConfig, VERSION,
-    config::{Boot, Identity},
+    config::{Balloon, Boot, Entropy, Identity},
     console_log,
 };
 use rustix::{
@@ -70,6 +70,8 @@ pub(crate) fn config() -> MachineConfig {
         disks: vec![],
         nets: vec![],
         vsock: None,
+        balloon: Balloon::default(),
+        entropy: Entropy::default(),
         console: Some(CONSOLE),
         console_log: Some(CONSOLE_LOG),
         console_listener: Some(CONSOLE_LISTENER),

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{pci::msix, state::Hex, virtio::Position};
+use crate::{
+    pci::msix,
+    state::Hex,
+    virtio::{DeviceState, Position},
+};
 
 /// All that the driver has said, and where its queues stand.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -22,6 +26,9 @@ pub struct Saved {
     pub(super) config: Hex,
     /// Whether the device was at work.
     pub active: bool,
+    /// What the device itself remembers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceState>,
 }
 
 /// One queue.

@@ -6,10 +6,10 @@ use std::{
 use proptest::prelude::{any, prop, proptest};
 use vm_memory::GuestAddress;
 
-use super::{Balloon, BalloonHandle, DEFLATE_ON_OOM, REPORTING, Reclaim, STATISTICS};
+use super::{Balloon, DEFLATE_ON_OOM, Options, REPORTING, Reclaim, STATISTICS};
 use crate::virtio::{
-    VirtioDevice, Wake,
-    testing::{Buffer, Guest},
+    BalloonState, CommandError, DeviceAnswer, DeviceCommand, VirtioDevice, Wake,
+    testing::{Buffer, FakeTime, Guest},
 };
 
 #[derive(Clone, Default)]
@@ -35,16 +35,33 @@ const MIB: u64 = 1 << 20;
 const FAILS: u64 = 7 * MIB;
 const ALL: u64 = STATISTICS | DEFLATE_ON_OOM | REPORTING;
 
+const OPTIONS: Options = Options { memory_bytes: 9 << 20, deflate_on_oom: true, free_page_reporting: true };
+
 /// 8 MiB, and 1 MiB behind a hole.
-fn balloon(features: u64) -> (Balloon<Discarded>, BalloonHandle, Guest, Discarded) {
-    let discarded = Discarded::default();
-    let mut balloon = Balloon::new(discarded.clone()).unwrap();
+fn balloon(features: u64) -> (Balloon<Discarded>, Guest, Discarded) {
+    let (balloon, guest, discarded, _) = balloon_in_time(features);
+    (balloon, guest, discarded)
+}
+
+fn balloon_in_time(features: u64) -> (Balloon<Discarded>, Guest, Discarded, FakeTime) {
+    let (discarded, time) = (Discarded::default(), FakeTime::new());
+    let mut balloon = Balloon::new(discarded.clone(), OPTIONS, time.clock()).unwrap();
     let sizes = balloon.identity().queue_sizes;
     let guest = Guest::with_memory(&sizes, &[(0, 8 << 20), (16 * MIB, 1 << 20)]);
     balloon.activate(features, guest.queues()).unwrap();
     (0..5).for_each(|queue| balloon.wake(Wake::Queue(queue)).unwrap());
-    let handle = balloon.handle();
-    (balloon, handle, guest, discarded)
+    (balloon, guest, discarded, time)
+}
+
+fn ask(balloon: &mut Balloon<Discarded>, command: DeviceCommand) -> Result<BalloonState, CommandError> {
+    match balloon.command(&command)? {
+        DeviceAnswer::Balloon(state) => Ok(state),
+        DeviceAnswer::Done => panic!("a state is due"),
+    }
+}
+
+fn read(balloon: &mut Balloon<Discarded>) -> BalloonState {
+    ask(balloon, DeviceCommand::ReadBalloon).unwrap()
 }
 
 fn numbers(pages: &[u32]) -> Vec<u8> {
@@ -57,7 +74,7 @@ fn metric(balloon: &Balloon<Discarded>, name: &str) -> u64 {
 
 #[test]
 fn neighbours_are_discarded_together_and_nothing_but_memory() {
-    let (mut balloon, _, mut guest, discarded) = balloon(ALL);
+    let (mut balloon, mut guest, discarded) = balloon(ALL);
     let pages =
         guest.buffer(&numbers(&[0x203, 0x201, 0x202, 0x202, 0x400, 0x10ff, 0x1100, 0x7ff, 0x800, u32::MAX]));
     let head = guest.ring(0).add(&[pages]);
@@ -77,7 +94,7 @@ fn neighbours_are_discarded_together_and_nothing_but_memory() {
 #[test]
 fn free_pages_are_reported_in_the_queue_that_the_driver_uses() {
     for (features, queues) in [(ALL, vec![3, 4]), (REPORTING, vec![2, 3, 4])] {
-        let (mut balloon, _, mut guest, discarded) = balloon(features);
+        let (mut balloon, mut guest, discarded) = balloon(features);
         for queue in queues {
             let ranges = [
                 Buffer::writable(2 * MIB, 2 << 20),
@@ -90,7 +107,7 @@ fn free_pages_are_reported_in_the_queue_that_the_driver_uses() {
             assert_eq!(discarded.take(), [(2 * MIB, 2 * MIB), (5 * MIB, 0x2000)]);
         }
     }
-    let (mut balloon, _, mut guest, discarded) = balloon(STATISTICS);
+    let (mut balloon, mut guest, discarded) = balloon(STATISTICS);
     guest.ring(4).add(&[Buffer::writable(2 * MIB, 2 << 20)]);
     balloon.wake(Wake::Queue(4)).unwrap();
     assert_eq!(discarded.take(), [], "not negotiated");
@@ -98,7 +115,7 @@ fn free_pages_are_reported_in_the_queue_that_the_driver_uses() {
 
 #[test]
 fn a_host_that_cannot_is_counted() {
-    let (mut balloon, _, mut guest, discarded) = balloon(ALL);
+    let (mut balloon, mut guest, discarded) = balloon(ALL);
     guest.ring(4).add(&[Buffer::writable(FAILS, 0x1000), Buffer::writable(FAILS - 0x1000, 0x1000)]);
     balloon.wake(Wake::Queue(4)).unwrap();
     assert_eq!(discarded.take(), [(FAILS - 0x1000, 0x1000)]);
@@ -107,27 +124,42 @@ fn a_host_that_cannot_is_counted() {
 
 #[test]
 fn the_target_reaches_the_driver_and_outlives_it() {
-    let (mut balloon, handle, guest, _) = balloon(ALL);
-    handle.set_target_bytes(3 * MIB + 5);
-    assert_eq!(handle.target_bytes(), 3 * MIB);
-    assert_eq!(guest.interrupts.of_config(), 0);
-    balloon.wake(Wake::Source(0)).unwrap();
-    balloon.wake(Wake::Source(0)).unwrap();
+    let (mut balloon, guest, _) = balloon(ALL);
+    let target = |bytes| DeviceCommand::SetBalloonTarget { bytes };
+    assert_eq!(ask(&mut balloon, target(3 * MIB + 5)).unwrap().target_bytes, 3 * MIB);
     assert_eq!(guest.interrupts.of_config(), 1);
     let config = balloon.identity().config;
     config.write(0, &[9, 9, 9, 9, 0, 2, 0, 0]);
-    assert_eq!(handle.target_bytes(), 3 * MIB, "the host's");
-    assert_eq!(handle.actual_bytes(), 2 * MIB);
+    let state = read(&mut balloon);
+    assert_eq!((state.target_bytes, state.actual_bytes), (3 * MIB, 2 * MIB), "the target is the host's");
+    assert_eq!((metric(&balloon, "target_bytes"), metric(&balloon, "actual_bytes")), (3 * MIB, 2 * MIB));
     balloon.reset();
-    assert_eq!((handle.target_bytes(), handle.actual_bytes()), (3 * MIB, 0));
-    handle.set_target_bytes(u64::MAX);
-    balloon.wake(Wake::Source(0)).unwrap();
+    let state = read(&mut balloon);
+    assert_eq!((state.target_bytes, state.actual_bytes), (3 * MIB, 0));
+    assert_eq!(ask(&mut balloon, target(9 * MIB)).unwrap().target_bytes, 9 * MIB);
     assert_eq!(guest.interrupts.of_config(), 1, "nobody there to interrupt");
+    for wrong in [9 * MIB + 1, u64::MAX] {
+        assert!(matches!(ask(&mut balloon, target(wrong)), Err(CommandError::Invalid(_))));
+    }
+    assert_eq!(read(&mut balloon).target_bytes, 9 * MIB);
+    assert!(matches!(balloon.command(&DeviceCommand::Announce), Err(CommandError::Unsupported)));
+}
+
+#[test]
+fn what_is_switched_off_is_not_offered() {
+    let features = |deflate_on_oom, free_page_reporting| {
+        let options = Options { deflate_on_oom, free_page_reporting, ..OPTIONS };
+        Balloon::new(Discarded::default(), options, FakeTime::new().clock()).unwrap().identity().features
+    };
+    assert_eq!(features(true, true), ALL);
+    assert_eq!(features(false, true), STATISTICS | REPORTING);
+    assert_eq!(features(true, false), STATISTICS | DEFLATE_ON_OOM);
 }
 
 #[test]
 fn statistics_come_when_asked_for() {
-    let (mut balloon, handle, mut guest, _) = balloon(ALL);
+    let (mut balloon, mut guest, _, time) = balloon_in_time(ALL);
+    assert_eq!(read(&mut balloon).statistics_age_ms, None);
     let mut bytes = Vec::new();
     for (tag, value) in [(4u16, 77u64), (5, 88), (999, 99)] {
         bytes.extend(tag.to_le_bytes());
@@ -137,9 +169,13 @@ fn statistics_come_when_asked_for() {
     let first = guest.buffer(&bytes);
     let head = guest.ring(2).add(&[first]);
     balloon.wake(Wake::Queue(2)).unwrap();
-    assert_eq!(handle.statistics(), [("guest_free_bytes", 77), ("guest_total_bytes", 88)]);
+    time.pass_ns(1_500_000_000);
+    let state = read(&mut balloon);
+    assert_eq!(state.statistics, [("guest_free_bytes", 77), ("guest_total_bytes", 88)]);
+    assert_eq!((state.statistics_count, state.statistics_age_ms), (1, Some(1500)));
     assert_eq!(guest.ring(2).used(), [], "held until the host asks");
-    handle.request_statistics();
+    let state = ask(&mut balloon, DeviceCommand::RefreshBalloonStatistics).unwrap();
+    assert_eq!(state.statistics_count, 1, "it does not wait for them");
     balloon.wake(Wake::Source(0)).unwrap();
     assert_eq!(guest.ring(2).used(), [(head, 0)]);
     assert_eq!(guest.interrupts.of_queue(2), 1);
@@ -148,6 +184,8 @@ fn statistics_come_when_asked_for() {
     // Whoever reads the metrics is given fresh ones the next time.
     let head = guest.ring(2).add(&[first]);
     balloon.wake(Wake::Queue(2)).unwrap();
+    let state = read(&mut balloon);
+    assert_eq!((state.statistics_count, state.statistics_age_ms), (2, Some(0)));
     assert_eq!(metric(&balloon, "guest_free_bytes"), 77);
     balloon.wake(Wake::Source(0)).unwrap();
     assert_eq!(guest.ring(2).used(), [(head, 0)]);
@@ -157,13 +195,22 @@ fn statistics_come_when_asked_for() {
     assert_eq!(guest.ring(2).used(), [(heads[0], 0)]);
     balloon.reset();
     balloon.wake(Wake::Source(0)).unwrap();
-    assert_eq!(handle.statistics(), []);
+    assert_eq!((read(&mut balloon).statistics, read(&mut balloon).statistics_count), (vec![], 0));
+}
+
+#[test]
+fn a_driver_without_statistics_is_not_asked() {
+    let (mut balloon, _, _) = balloon(REPORTING);
+    let refused = ask(&mut balloon, DeviceCommand::RefreshBalloonStatistics);
+    assert!(matches!(refused, Err(CommandError::Unsupported)));
+    balloon.reset();
+    assert!(ask(&mut balloon, DeviceCommand::RefreshBalloonStatistics).is_err());
 }
 
 #[test]
 fn page_numbers_outside_of_memory_are_the_guests_fault() {
     for address in [8 * MIB - 2, u64::MAX - 2] {
-        let (mut balloon, _, mut guest, discarded) = balloon(ALL);
+        let (mut balloon, mut guest, discarded) = balloon(ALL);
         guest.ring(0).add(&[Buffer::readable(address, 8)]);
         balloon.wake(Wake::Queue(0)).unwrap_err();
         assert_eq!(discarded.take(), []);
@@ -172,7 +219,7 @@ fn page_numbers_outside_of_memory_are_the_guests_fault() {
 
 #[test]
 fn a_chain_is_bounded() {
-    let (mut balloon, _, mut guest, _) = balloon(ALL);
+    let (mut balloon, mut guest, _) = balloon(ALL);
     guest.ring(0).add(&[Buffer::readable(0, 4 << 20), Buffer::readable(0, 4 << 20)]);
     balloon.wake(Wake::Queue(0)).unwrap();
     assert_eq!(metric(&balloon, "inflated_pages"), super::PAGES_MAX as u64);
@@ -185,14 +232,14 @@ proptest! {
             (0usize..5, prop::collection::vec((0u64..18 << 20, any::<u32>(), any::<bool>()), 1..4)), 1..20),
         pages in prop::collection::vec(any::<u32>(), 64),
     ) {
-        let (mut balloon, handle, mut guest, discarded) = balloon(ALL);
+        let (mut balloon, mut guest, discarded) = balloon(ALL);
         let numbers = guest.buffer(&numbers(&pages));
         guest.ring(0).add(&[numbers]);
         for (queue, chain) in chains {
             let buffer = |(address, len, writable)| Buffer { address, len: len >> (len % 32), writable };
             let buffers: Vec<_> = chain.into_iter().map(buffer).collect();
             guest.ring(queue).add(&buffers);
-            handle.request_statistics();
+            ask(&mut balloon, DeviceCommand::RefreshBalloonStatistics).unwrap();
             // Faults are fine; the loop then waits for a reset.
             let _ = balloon.wake(Wake::Queue(u16::try_from(queue).unwrap()));
             let _ = balloon.wake(Wake::Source(0));

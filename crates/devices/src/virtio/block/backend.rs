@@ -16,6 +16,12 @@ pub trait Backend: Send {
     /// does. Zeroes are then written by [`Operation::WriteZeroes`] all the same, or not at all.
     fn discard_granularity(&self) -> Option<u32>;
 
+    /// Make the disk larger: what is new reads as zeroes. Requests may be under way.
+    ///
+    /// # Errors
+    /// The disk cannot grow to that.
+    fn grow(&mut self, bytes: u64) -> io::Result<()>;
+
     /// Readable (edge-triggered) whenever [`Self::completed`] has more to give.
     fn event(&self) -> RawFd;
 
@@ -94,6 +100,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn discard_granularity(&self) -> Option<u32> {
         (**self).discard_granularity()
+    }
+
+    fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        (**self).grow(bytes)
     }
 
     fn event(&self) -> RawFd {

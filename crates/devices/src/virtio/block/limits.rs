@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::{
 
 /// The unit of every sector number, whatever the block size.
 pub(super) const SECTOR: u64 = 512;
+const SECTOR_U32: u32 = 512;
 /// The most pieces of data in one request: a queue's descriptors but for header and status. A piece
 /// that crosses two memory regions counts twice, so one is spared.
 pub(super) const SEGMENTS_MAX: usize = 254;
@@ -42,6 +43,11 @@ impl Limits {
         }
     }
 
+    /// The disk has become larger.
+    pub(super) fn grow(&mut self, capacity: u64) {
+        self.sectors = capacity / SECTOR;
+    }
+
     /// The byte at which `count` sectors from `sector` on begin, if the disk has them all.
     pub(super) fn offset(&self, sector: u64, count: u64) -> Option<u64> {
         let end = sector.checked_add(count)?;
@@ -62,21 +68,27 @@ impl Limits {
         offered.iter().filter(|(_, on)| *on).fold(0, |bits, (bit, _)| bits | 1 << bit)
     }
 
+    /// What is best read and written at once, where the disk is kept in pieces larger than usual: a cluster
+    /// of an image. Zero says nothing.
+    fn optimal_blocks(&self) -> u32 {
+        let blocks = self.discard_granularity / SECTOR_U32;
+        if blocks > 1 << PHYSICAL_BLOCK_EXP { blocks } else { 0 }
+    }
+
     /// `struct virtio_blk_config`.
     pub(super) fn config(&self) -> Vec<u8> {
         let discard = self.discard_sectors.unwrap_or(0);
         let zeroes = self.write_zeroes_sectors.unwrap_or(0);
-        let block = u32::try_from(SECTOR).unwrap_or(0);
-        let granules = self.discard_granularity / block;
+        let granules = self.discard_granularity / SECTOR_U32;
         let mut bytes = Vec::with_capacity(CONFIG_LEN);
         bytes.extend(self.sectors.to_le_bytes());
         bytes.extend(0u32.to_le_bytes()); // size_max
         bytes.extend(SEGMENTS_OFFERED.to_le_bytes());
         bytes.extend([0; 4]); // geometry
-        bytes.extend(block.to_le_bytes());
+        bytes.extend(SECTOR_U32.to_le_bytes());
         bytes.extend([PHYSICAL_BLOCK_EXP, 0]);
         bytes.extend((1u16 << PHYSICAL_BLOCK_EXP).to_le_bytes()); // min_io_size, blocks
-        bytes.extend(0u32.to_le_bytes()); // opt_io_size
+        bytes.extend(self.optimal_blocks().to_le_bytes()); // opt_io_size, blocks
         bytes.extend([0, 0]); // writeback
         bytes.extend(self.queues.to_le_bytes());
         bytes.extend(discard.to_le_bytes());

@@ -30,13 +30,14 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use self::backend::{Backend, Completion, Operation, Request};
 use self::{
-    limits::Limits,
+    limits::{Limits, SECTOR},
     request::{Parsed, Spares, Status, Work},
 };
 use super::{
-    Again, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+    Again, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, Position, VirtQueue,
+    VirtioDevice, Wake, queue::Chain,
 };
-use crate::Memory;
+use crate::{Memory, rate_limit::RateLimiter};
 
 /// A disk on the virtio bus.
 pub struct Block<B> {
@@ -49,6 +50,7 @@ pub struct Block<B> {
     /// No more is taken from the driver while requests of so many bytes are under way: what a reset has
     /// to wait for, and what a backend may copy at once, must not keep the loop for long.
     bytes_max: u64,
+    limiter: RateLimiter,
     counters: Counters,
     state: State,
 }
@@ -82,6 +84,8 @@ pub enum Error {
 #[derive(Default)]
 struct State {
     queues: Vec<VirtQueue>,
+    /// The queue that is served first when all are: a limit would else be the first queue's alone.
+    next_queue: usize,
     /// The driver did not take FLUSH, so a write is durable when it completes.
     write_through: bool,
     /// A flush that follows a write waits to be submitted.
@@ -130,11 +134,11 @@ struct Counters {
 }
 
 impl<B: Backend> Block<B> {
-    /// A disk on `backend`.
+    /// A disk on `backend`. `limiter` counts the requests that reach it, and what they read and write.
     ///
     /// # Errors
     /// An option is out of range, or the kernel has no event descriptor left.
-    pub fn new(backend: B, options: &Options) -> Result<Self, Error> {
+    pub fn new(backend: B, options: &Options, limiter: RateLimiter) -> Result<Self, Error> {
         let Options { serial, read_only, queues } = options;
         if !(1..=QUEUES_MAX).contains(queues) {
             return Err(Error::Queues(*queues));
@@ -147,6 +151,7 @@ impl<B: Backend> Block<B> {
             config: Arc::new(ConfigSpace::read_only(limits.config())),
             again: Again::new().map_err(Error::Event)?,
             bytes_max: BYTES_MAX,
+            limiter,
             counters: Counters::default(),
             state: State::default(),
             serial: id,
@@ -155,8 +160,25 @@ impl<B: Backend> Block<B> {
         })
     }
 
-    /// Take what the driver has put into a queue, as far as the bounds of one wake go.
+    /// Take what the driver has put into a queue, and start it.
     fn serve(&mut self, index: usize) -> Result<(), GuestFault> {
+        self.take(index)?;
+        self.backend.submit();
+        self.notify(1 << index)
+    }
+
+    /// The same for every queue: started together, at the cost of one queue.
+    fn serve_all(&mut self) -> Result<(), GuestFault> {
+        let count = self.state.queues.len();
+        let first = self.state.next_queue;
+        self.state.next_queue = (first + 1) % count.max(1);
+        (first..count).chain(0..first).try_for_each(|index| self.take(index))?;
+        self.backend.submit();
+        self.notify(u64::MAX)
+    }
+
+    /// Take what the driver has put into a queue, as far as the bounds of one wake go.
+    fn take(&mut self, index: usize) -> Result<(), GuestFault> {
         let Some(queue) = self.state.ready_queue(index) else { return Ok(()) };
         queue.disable_kicks()?;
         let mut left = CHAINS_PER_WAKE;
@@ -165,6 +187,11 @@ impl<B: Backend> Block<B> {
             let Some(queue) = self.state.ready_queue(index) else { break };
             left -= 1;
             if let Some(chain) = queue.pop()? {
+                if !self.limiter.is_open() {
+                    // The driver need not kick: the limiter's timer comes back here.
+                    queue.undo_pop();
+                    return Ok(());
+                }
                 self.begin(index, chain)?;
             } else if !queue.enable_kicks()? {
                 break;
@@ -173,13 +200,18 @@ impl<B: Backend> Block<B> {
         if left == 0 {
             self.again.call();
         }
-        self.backend.submit();
-        self.state.ready_queue(index).map_or(Ok(()), VirtQueue::notify)
+        Ok(())
+    }
+
+    /// Tell the driver what has ended in these queues, a bit each.
+    fn notify(&mut self, queues: u64) -> Result<(), GuestFault> {
+        let touched = |queue: &&mut VirtQueue| queue.is_ready() && queues & 1 << queue.index() != 0;
+        self.state.queues.iter_mut().filter(touched).try_for_each(VirtQueue::notify)
     }
 
     /// Hand a request to the backend, or answer it.
     fn begin(&mut self, index: usize, chain: Chain) -> Result<(), GuestFault> {
-        let Self { backend, limits, serial, counters, state, .. } = self;
+        let Self { backend, limits, serial, limiter, counters, state, .. } = self;
         let State { queues, write_through, under_way, free_tokens, bytes_under_way, spares, .. } = state;
         let Some(queue) = queues.get_mut(index) else { return Ok(()) };
         let head = chain.head_index();
@@ -194,6 +226,7 @@ impl<B: Backend> Block<B> {
                 let Some(token) = free_tokens.pop() else { return Ok(()) };
                 if let Some(slot) = under_way.get_mut(usize::from(token)) {
                     let work = UnderWay::new(queue.index(), head, status, &operation, *write_through);
+                    limiter.charge(work.moved());
                     *bytes_under_way += work.bytes;
                     *slot = Some(work);
                     backend.enqueue(Request { token, operation });
@@ -236,12 +269,7 @@ impl<B: Backend> Block<B> {
             queue.complete(work.head, work.written(outcome))?;
             touched |= 1 << work.queue;
         }
-        for queue in &mut self.state.queues {
-            if touched & 1 << queue.index() != 0 {
-                queue.notify()?;
-            }
-        }
-        Ok(())
+        self.notify(touched)
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
@@ -254,8 +282,25 @@ impl<B: Backend> Block<B> {
         done
     }
 
-    fn queue_count(&self) -> usize {
-        self.state.queues.len()
+    fn resize(&mut self, bytes: u64) -> Result<(), CommandError> {
+        if self.limits.read_only {
+            return Err(CommandError::Invalid("the disk is read-only".into()));
+        }
+        let now = self.backend.capacity();
+        if bytes < now {
+            return Err(CommandError::Invalid(format!("the disk has {now} bytes, and can only grow")));
+        }
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(CommandError::Invalid(format!("{bytes} bytes are not whole sectors of {SECTOR}")));
+        }
+        self.backend.grow(bytes)?;
+        self.limits.grow(bytes);
+        let sectors = self.limits.sectors.to_le_bytes();
+        self.config.update(|config| config.iter_mut().zip(sectors).for_each(|(to, from)| *to = from));
+        if let Some(queue) = self.state.queues.first() {
+            queue.interrupt().config_changed();
+        }
+        Ok(())
     }
 }
 
@@ -271,13 +316,14 @@ impl<B: Backend> VirtioDevice for Block<B> {
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.backend.event(), self.again.as_raw_fd()]
+        vec![self.backend.event(), self.again.as_raw_fd(), self.limiter.descriptor()]
     }
 
     fn activate(&mut self, features: u64, queues: Vec<VirtQueue>) -> Result<(), GuestFault> {
         self.reset();
         let slots: u16 = queues.iter().map(VirtQueue::size).fold(0, u16::saturating_add);
         self.state = State {
+            next_queue: 0,
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
             flush_enqueued: false,
             under_way: vec![None; usize::from(slots)],
@@ -294,15 +340,9 @@ impl<B: Backend> VirtioDevice for Block<B> {
             Wake::Queue(index) => self.serve(usize::from(index))?,
             Wake::Source(SOURCE_BACKEND) => {
                 self.reap()?;
-                for index in 0..self.queue_count() {
-                    self.serve(index)?;
-                }
+                self.serve_all()?;
             }
-            Wake::Source(_) => {
-                for index in 0..self.queue_count() {
-                    self.serve(index)?;
-                }
-            }
+            Wake::Source(_) => self.serve_all()?,
         }
         // Much of what was submitted has ended by now: the page cache had it.
         self.reap()
@@ -318,8 +358,18 @@ impl<B: Backend> VirtioDevice for Block<B> {
     }
 
     fn reset(&mut self) {
-        let Self { backend, limits: _, serial: _, config: _, again: _, bytes_max: _, counters: _, state } =
-            self;
+        // What was limited stays so: a guest must not come to more by a reset.
+        let Self {
+            backend,
+            limits: _,
+            serial: _,
+            config: _,
+            again: _,
+            bytes_max: _,
+            limiter: _,
+            counters: _,
+            state,
+        } = self;
         backend.wait_idle();
         while backend.completed().is_some() {}
         *state = State::default();
@@ -367,7 +417,17 @@ impl<B: Backend> VirtioDevice for Block<B> {
             ("write_zeroes", write_zeroes),
             ("errors", errors),
             ("refused", refused),
+            ("throttled", self.limiter.throttled()),
         ]
+    }
+
+    fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        match *command {
+            DeviceCommand::LimitRequests(limit) => self.limiter.set(limit),
+            DeviceCommand::Resize { bytes } => self.resize(bytes)?,
+            _ => return Err(CommandError::Unsupported),
+        }
+        Ok(DeviceAnswer::Done)
     }
 }
 
@@ -388,6 +448,14 @@ impl UnderWay {
         };
         let flush_after = write_through && matches!(kind, Kind::Write | Kind::WriteZeroes);
         Self { queue, head, status, kind, bytes, flush_after }
+    }
+
+    /// Bytes read from the disk or written to it.
+    fn moved(&self) -> u64 {
+        match self.kind {
+            Kind::Read | Kind::Write => self.bytes,
+            Kind::Flush | Kind::Discard | Kind::WriteZeroes => 0,
+        }
     }
 
     /// Bytes written to the chain: a read's data, and the status.

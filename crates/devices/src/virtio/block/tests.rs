@@ -12,9 +12,12 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Backend, Block, Completion, Error, Operation, Options, Request};
-use crate::virtio::{
-    Position, VirtioDevice, Wake,
-    testing::{Buffer, Guest, Ring},
+use crate::{
+    rate_limit::{RateLimit, RateLimiter, TokenBucket},
+    virtio::{
+        CommandError, DeviceAnswer, DeviceCommand, Position, VirtioDevice, Wake,
+        testing::{Buffer, FakeTime, Guest, Ring},
+    },
 };
 
 const SECTORS: u64 = 64;
@@ -113,7 +116,16 @@ impl Inner {
 
 impl Backend for Ram {
     fn capacity(&self) -> u64 {
-        SECTORS * 512 + 100
+        self.inner.lock().unwrap().data.len() as u64 + 100
+    }
+    fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(kind) = inner.fail {
+            return Err(kind.into());
+        }
+        // As `capacity` has it.
+        inner.data.resize(bytes as usize - 100, 0);
+        Ok(())
     }
     fn discard_granularity(&self) -> Option<u32> {
         Some(4096)
@@ -144,6 +156,7 @@ struct Fixture {
     guest: Guest,
     device: Block<Ram>,
     disk: Ram,
+    time: FakeTime,
 }
 
 fn options() -> Options {
@@ -151,11 +164,21 @@ fn options() -> Options {
 }
 
 fn fixture_with(prompt: bool, features: u64, options: &Options) -> Fixture {
-    let guest = Guest::with_memory(&[256], &[(0, 3 << 20), (3 << 20, 13 << 20)]);
+    limited(prompt, features, options, RateLimit::default())
+}
+
+fn limited(prompt: bool, features: u64, options: &Options, limit: RateLimit) -> Fixture {
+    let sizes = vec![256; usize::from(options.queues)];
+    let guest = Guest::with_memory(&sizes, &[(0, 3 << 20), (3 << 20, 13 << 20)]);
     let disk = Ram::new(prompt);
-    let mut device = Block::new(disk.clone(), options).unwrap();
+    let time = FakeTime::new();
+    let mut device = Block::new(disk.clone(), options, RateLimiter::new(limit, time.timer())).unwrap();
     device.activate(features, guest.queues()).unwrap();
-    Fixture { guest, device, disk }
+    Fixture { guest, device, disk, time }
+}
+
+fn unlimited() -> RateLimiter {
+    RateLimiter::new(RateLimit::default(), FakeTime::new().timer())
 }
 
 fn fixture() -> Fixture {
@@ -492,9 +515,9 @@ fn what_it_tells_of_itself() {
 #[test]
 fn bad_options() {
     let long = Options { serial: "x".repeat(21), ..options() };
-    assert!(matches!(Block::new(Ram::new(true), &long), Err(Error::Serial(_))));
+    assert!(matches!(Block::new(Ram::new(true), &long, unlimited()), Err(Error::Serial(_))));
     let none = Options { queues: 0, ..options() };
-    assert!(matches!(Block::new(Ram::new(true), &none), Err(Error::Queues(0))));
+    assert!(matches!(Block::new(Ram::new(true), &none, unlimited()), Err(Error::Queues(0))));
 }
 
 fn any_piece() -> impl Strategy<Value = Buffer> {
@@ -563,4 +586,132 @@ fn what_the_driver_has_not_flushed_is_written_back_when_asked() {
     assert_eq!(f.device.write_back().unwrap_err().kind(), io::ErrorKind::StorageFull);
     let read_only = Options { read_only: true, ..options() };
     fixture_with(true, F_FLUSH, &read_only).device.write_back().unwrap();
+}
+
+impl Fixture {
+    /// Adds a request to read so many sectors to a queue.
+    fn add_read(&mut self, queue: usize, sectors: u32) -> u16 {
+        let chain = [self.guest.buffer(&header(READ, 0)), self.guest.room(512 * sectors), self.guest.room(1)];
+        self.guest.ring(queue).add(&chain)
+    }
+
+    fn used(&mut self, queue: usize) -> usize {
+        self.guest.ring(queue).used().len()
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        self.device.metrics().iter().find(|(n, _)| *n == name).unwrap().1
+    }
+}
+
+fn bucket(per_second: u64, burst: u64) -> Option<TokenBucket> {
+    Some(TokenBucket { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
+}
+
+#[test]
+fn after_a_burst_requests_come_at_their_rate() {
+    let mut f = limited(true, F_FLUSH, &options(), RateLimit { bandwidth: None, operations: bucket(100, 4) });
+    for _ in 0..10 {
+        f.add_read(0, 1);
+    }
+    f.kick();
+    assert_eq!(f.used(0), 4);
+    assert_eq!(f.time.alarm_ns(), Some(10_000_000));
+    f.kick();
+    f.device.wake(Wake::Source(0)).unwrap();
+    assert_eq!(f.used(0), 0, "nobody is woken into more than there is");
+    for _ in 0..6 {
+        f.time.pass_to_alarm();
+        f.device.wake(Wake::Source(2)).unwrap();
+        assert_eq!(f.used(0), 1);
+    }
+    assert_eq!((f.time.now_ms(), f.metric("throttled"), f.metric("reads")), (60, 6, 10));
+    assert_eq!(f.disk.log().len(), 10);
+}
+
+#[test]
+fn bytes_are_limited_and_what_moves_none_is_not() {
+    let limit = RateLimit { bandwidth: bucket(512_000, 1024), operations: None };
+    let mut f = limited(true, F_FLUSH, &options(), limit);
+    assert_eq!(f.ranged(ZEROES, &range(0, 64, 0)), OK);
+    assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+    f.add_read(0, 16);
+    f.add_read(0, 1);
+    f.kick();
+    assert_eq!(f.used(0), 1, "the first one is larger than the burst, and owes the rest");
+    // 7,168 bytes owed, and 512 to go on with: a millisecond's.
+    assert_eq!(f.time.alarm_ns(), Some(15_000_000));
+    f.time.pass_to_alarm();
+    f.device.wake(Wake::Source(2)).unwrap();
+    assert_eq!(f.used(0), 1);
+}
+
+#[test]
+fn a_limit_is_shared_by_all_queues() {
+    let options = Options { queues: 3, ..options() };
+    let mut f = limited(true, F_FLUSH, &options, RateLimit { bandwidth: None, operations: bucket(1000, 1) });
+    assert_eq!(f.device.identity().features & 1 << 12, 1 << 12);
+    assert_eq!(f.device.identity().config.bytes()[34..36], 3u16.to_le_bytes());
+    for queue in 0..3 {
+        for _ in 0..20 {
+            f.add_read(queue, 1);
+        }
+    }
+    let mut served = [0; 3];
+    for queue in 0..3 {
+        f.device.wake(Wake::Queue(queue)).unwrap();
+    }
+    for _ in 0..30 {
+        f.time.pass_to_alarm();
+        f.device.wake(Wake::Source(2)).unwrap();
+        (0..3).for_each(|queue| served[queue] += f.used(queue));
+    }
+    assert_eq!(served.iter().sum::<usize>(), 31);
+    assert!(served.iter().all(|&count| count >= 10), "{served:?}");
+}
+
+#[test]
+fn a_limit_can_be_changed_while_requests_wait() {
+    let slow = RateLimit { bandwidth: None, operations: bucket(1, 1) };
+    let mut f = limited(true, F_FLUSH, &options(), slow);
+    for _ in 0..3 {
+        f.add_read(0, 1);
+    }
+    f.kick();
+    assert_eq!(f.used(0), 1);
+    let answer = f.device.command(&DeviceCommand::LimitRequests(RateLimit::default())).unwrap();
+    assert_eq!((answer, f.time.alarm_ns()), (DeviceAnswer::Done, Some(0)));
+    f.device.wake(Wake::Source(2)).unwrap();
+    assert_eq!(f.used(0), 2);
+}
+
+#[test]
+fn a_disk_grows_and_the_driver_hears_of_it() {
+    let mut f = fixture();
+    let resize = |f: &mut Fixture, bytes| f.device.command(&DeviceCommand::Resize { bytes });
+    let bytes = 2 * SECTORS * 512;
+    let generation = f.device.identity().config.generation();
+    assert_eq!(resize(&mut f, bytes).unwrap(), DeviceAnswer::Done);
+    assert_eq!(f.device.identity().config.bytes()[..8], (2 * SECTORS).to_le_bytes());
+    assert_ne!(f.device.identity().config.generation(), generation);
+    assert_eq!(f.guest.interrupts.of_config(), 1);
+    let room = f.guest.room(512);
+    assert_eq!(f.request(READ, 2 * SECTORS - 2, &[room]), (OK, 513));
+    assert_eq!(f.request(READ, 2 * SECTORS, &[room]), (IOERR, 1));
+    for wrong in [0, bytes - 512, bytes + 1] {
+        let error = resize(&mut f, wrong).unwrap_err();
+        assert!(matches!(error, CommandError::Invalid(_)), "{wrong}");
+    }
+    f.disk.inner.lock().unwrap().fail = Some(io::ErrorKind::StorageFull);
+    assert!(matches!(resize(&mut f, bytes + 512), Err(CommandError::Host(_))));
+    assert_eq!(f.device.identity().config.bytes()[..8], (2 * SECTORS).to_le_bytes());
+    assert_eq!(f.guest.interrupts.of_config(), 1);
+    assert!(matches!(f.device.command(&DeviceCommand::Announce), Err(CommandError::Unsupported)));
+    // Without a driver it grows all the same; one that cannot be written does not.
+    f.disk.inner.lock().unwrap().fail = None;
+    f.device.reset();
+    resize(&mut f, 4 * SECTORS * 512).unwrap();
+    assert_eq!(f.guest.interrupts.of_config(), 1);
+    let mut f = fixture_with(true, F_FLUSH, &Options { read_only: true, ..options() });
+    assert!(matches!(resize(&mut f, bytes), Err(CommandError::Invalid(_))));
 }

@@ -13,6 +13,13 @@ pub trait Port: Send {
     /// All that [`Self::set_offloads`] and [`Self::send`] can take.
     fn offloads(&self) -> Offloads;
 
+    /// Whether the cable brings frames here. Those of the same cable share its frames; one that is switched
+    /// off has none.
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()>;
+
     /// From now on frames that need these may be received.
     ///
     /// # Errors
@@ -47,6 +54,13 @@ pub struct Offloads {
     pub ecn: bool,
     /// UDP comes in pieces larger than the MTU.
     pub uso: bool,
+}
+
+impl Offloads {
+    /// Frames can be larger than the MTU.
+    pub(super) fn are_large(self) -> bool {
+        self.tso4 || self.tso6 || self.uso
+    }
 }
 
 /// The length of the header before each frame, bytes.

@@ -6,8 +6,11 @@
 
 use std::{collections::VecDeque, io, sync::Arc};
 
-use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port};
-use crate::virtio::{Buffers, GuestFault, Position, VirtQueue};
+use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port, filter::Filter};
+use crate::{
+    rate_limit::RateLimiter,
+    virtio::{Buffers, GuestFault, Position, VirtQueue},
+};
 
 pub(super) struct Receiver {
     queue: VirtQueue,
@@ -37,7 +40,7 @@ impl Receiver {
     pub(super) fn new(queue: VirtQueue, mergeable: bool, large_frames: bool) -> Self {
         Self {
             mergeable,
-            wanted: if large_frames { FRAME_MAX } else { FRAME_USUAL },
+            wanted: wanted(large_frames),
             chains: VecDeque::new(),
             room: Buffers::new(Arc::clone(queue.memory())),
             stray: Buffers::new(Arc::clone(queue.memory())),
@@ -54,16 +57,27 @@ impl Receiver {
         self.queue.position(u16::try_from(self.chains.len()).unwrap_or(u16::MAX))
     }
 
-    /// Move frames until the port has no more, the driver has no more room, or it is others' turn: then
-    /// it returns true.
-    pub(super) fn run(&mut self, port: &mut impl Port, counters: &mut Counters) -> Result<bool, GuestFault> {
+    /// From now on frames can be large, or cannot.
+    pub(super) fn expect_large(&mut self, large_frames: bool) {
+        self.wanted = wanted(large_frames);
+    }
+
+    /// Move frames until the port has no more, the driver has no more room, the limiter has shut, or it is
+    /// others' turn: then it returns true.
+    pub(super) fn run(
+        &mut self,
+        port: &mut impl Port,
+        filter: &Filter,
+        limiter: &mut RateLimiter,
+        counters: &mut Counters,
+    ) -> Result<bool, GuestFault> {
         if !self.queue.is_ready() {
             return Ok(false);
         }
         self.queue.disable_kicks()?;
         let mut more = true;
         for _ in 0..FRAMES_PER_WAKE {
-            if !self.step(port, counters)? {
+            if !self.step(port, filter, limiter, counters)? {
                 more = false;
                 break;
             }
@@ -72,8 +86,14 @@ impl Receiver {
         Ok(more)
     }
 
-    /// One frame. False: there is none, or no room for it until the driver kicks.
-    fn step(&mut self, port: &mut impl Port, counters: &mut Counters) -> Result<bool, GuestFault> {
+    /// One frame. False: there is none, or no room for it until the driver kicks, or it may not pass yet.
+    fn step(
+        &mut self,
+        port: &mut impl Port,
+        filter: &Filter,
+        limiter: &mut RateLimiter,
+        counters: &mut Counters,
+    ) -> Result<bool, GuestFault> {
         let full = self.gather(counters)?;
         if let Some(frame) = self.parked {
             if frame.len <= self.room.len() {
@@ -93,12 +113,21 @@ impl Receiver {
         if self.chains.is_empty() {
             return self.queue.enable_kicks();
         }
+        if !limiter.is_open() {
+            return Ok(false);
+        }
         match port.receive(&self.room, &mut self.spill) {
             Ok(len) if (len as u64) < HEADER_LEN => counters.rx_dropped += 1,
-            Ok(len) if len as u64 > self.room.len() => {
-                self.parked = Some(Frame { len: len as u64, filled: self.room.len() });
+            Ok(len) if !self.is_wanted(len as u64, filter) => counters.rx_filtered += 1,
+            Ok(len) => {
+                let len = len as u64;
+                limiter.charge(len - HEADER_LEN);
+                if len > self.room.len() {
+                    self.parked = Some(Frame { len, filled: self.room.len() });
+                } else {
+                    self.deliver(len, counters)?;
+                }
             }
-            Ok(len) => self.deliver(len as u64, counters)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => {
@@ -107,6 +136,25 @@ impl Receiver {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the driver's filter lets the frame through that was just received.
+    fn is_wanted(&self, len: u64, filter: &Filter) -> bool {
+        if filter.wants_all() {
+            return true;
+        }
+        let mut to = [0; 6];
+        let here = self.room.read_at(HEADER_LEN, &mut to);
+        if let Some(rest) = to.get_mut(here..)
+            && !rest.is_empty()
+        {
+            // The room ended before it did; the rest is where the spill says.
+            let skip =
+                usize::try_from((HEADER_LEN + here as u64).saturating_sub(self.room.len())).unwrap_or(0);
+            rest.iter_mut().zip(self.spill.iter().skip(skip)).for_each(|(to, from)| *to = *from);
+        }
+        // What is too short for an address is nobody's.
+        len >= HEADER_LEN + to.len() as u64 && filter.wants(&to)
     }
 
     /// Take buffers from the queue until there are enough, or none are left, or one was refused. True: no
@@ -167,6 +215,10 @@ impl Receiver {
         counters.rx_bytes += len - HEADER_LEN;
         self.queue.complete_together(&self.used)
     }
+}
+
+fn wanted(large_frames: bool) -> u64 {
+    if large_frames { FRAME_MAX } else { FRAME_USUAL }
 }
 
 /// Enough for the frames of an Ethernet that offloads nothing, in bytes.

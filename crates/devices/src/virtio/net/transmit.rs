@@ -3,7 +3,10 @@
 use std::{io, sync::Arc};
 
 use super::{Counters, FRAME_MAX, FRAMES_PER_WAKE, HEADER_LEN, PIECES_MAX, Port};
-use crate::virtio::{Buffers, GuestFault, Position, VirtQueue};
+use crate::{
+    rate_limit::RateLimiter,
+    virtio::{Buffers, GuestFault, Position, VirtQueue},
+};
 
 pub(super) struct Transmitter {
     queue: VirtQueue,
@@ -24,16 +27,21 @@ impl Transmitter {
         self.queue.position(0)
     }
 
-    /// Move frames until the driver has no more, the port takes no more, or it is others' turn: then it
-    /// returns true.
-    pub(super) fn run(&mut self, port: &mut impl Port, counters: &mut Counters) -> Result<bool, GuestFault> {
+    /// Move frames until the driver has no more, the port takes no more, the limiter has shut, or it is
+    /// others' turn: then it returns true.
+    pub(super) fn run(
+        &mut self,
+        port: &mut impl Port,
+        limiter: &mut RateLimiter,
+        counters: &mut Counters,
+    ) -> Result<bool, GuestFault> {
         if !self.queue.is_ready() {
             return Ok(false);
         }
         self.queue.disable_kicks()?;
         let mut more = true;
         for _ in 0..FRAMES_PER_WAKE {
-            if !self.step(port, counters)? {
+            if !self.step(port, limiter, counters)? {
                 more = false;
                 break;
             }
@@ -42,9 +50,18 @@ impl Transmitter {
         Ok(more)
     }
 
-    /// One frame. False: there is none, or the port takes none now.
-    fn step(&mut self, port: &mut impl Port, counters: &mut Counters) -> Result<bool, GuestFault> {
+    /// One frame. False: there is none, or the port takes none now, or it may not pass yet.
+    fn step(
+        &mut self,
+        port: &mut impl Port,
+        limiter: &mut RateLimiter,
+        counters: &mut Counters,
+    ) -> Result<bool, GuestFault> {
         let Some(chain) = self.queue.pop()? else { return self.queue.enable_kicks() };
+        if !limiter.is_open() {
+            self.queue.undo_pop();
+            return Ok(false);
+        }
         let head = chain.head_index();
         self.frame.clear();
         self.stray.clear();
@@ -55,6 +72,7 @@ impl Transmitter {
         } else {
             match port.send(&self.frame) {
                 Ok(()) => {
+                    limiter.charge(self.frame.len() - HEADER_LEN);
                     counters.tx_frames += 1;
                     counters.tx_bytes += self.frame.len() - HEADER_LEN;
                 }

@@ -12,6 +12,7 @@
 
 mod bridge;
 mod connection;
+mod events;
 mod packet;
 #[cfg(test)]
 mod tests;
@@ -28,9 +29,13 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use self::{
     bridge::{Bridge, News},
     connection::{Connection, Speech, Verdict},
+    events::Events,
     packet::{CID_HOST, HEADER_LEN, Header, KIND_STREAM, OP_REQUEST, OP_RST, Ports},
 };
-use super::{Buffers, ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake};
+use super::{
+    Buffers, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity, Position,
+    VirtQueue, VirtioDevice, Wake,
+};
 
 /// A socket device.
 pub struct Vsock {
@@ -48,8 +53,7 @@ pub struct Vsock {
 struct State {
     receive: VirtQueue,
     transmit: VirtQueue,
-    /// For the news of a move to another host, which there is not yet.
-    event: VirtQueue,
+    events: Events,
     streams_max: usize,
     connections: HashMap<Ports, Connection>,
     /// By the tokens of the bridge.
@@ -72,6 +76,8 @@ struct Counters {
     turned_away: u64,
     /// Packets and chains that made no sense.
     refused: u64,
+    /// How often the guest was told that its streams are gone.
+    transport_resets: u64,
 }
 
 impl Vsock {
@@ -92,6 +98,22 @@ impl Vsock {
             counters: Counters::default(),
             state: None,
         })
+    }
+
+    /// The guest's streams have ended without a word of either side: the machine goes on from a snapshot,
+    /// say. The guest is told so as soon as it has a buffer for it (virtio 1.2 section 5.10.6.7); those that
+    /// wait for a guest wait on.
+    ///
+    /// # Errors
+    /// The rings are broken: the driver must reset the device.
+    pub fn reset_transport(&mut self) -> Result<(), GuestFault> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        let all: Vec<Ports> = state.connections.keys().copied().collect();
+        all.into_iter().for_each(|ports| state.remove(ports, &mut self.bridge));
+        state.resets.clear();
+        self.counters.transport_resets += 1;
+        state.events.transport_reset();
+        state.events.tell(&mut self.counters.refused)
     }
 
     /// Hear what the host's side has to say. True: there may be more.
@@ -251,7 +273,7 @@ impl VirtioDevice for Vsock {
             streams_max: self.streams_max,
             receive,
             transmit,
-            event,
+            events: Events::new(event),
         });
         Ok(())
     }
@@ -261,6 +283,9 @@ impl VirtioDevice for Vsock {
         more |= self.hear_guest()?;
         let held_back = self.state.as_ref().is_some_and(|state| state.resets.len() >= RESETS_MAX);
         more |= self.speak()?;
+        if let Some(state) = &mut self.state {
+            state.events.tell(&mut self.counters.refused)?;
+        }
         // Room was made for what the guest says.
         more |= held_back && self.state.as_ref().is_some_and(|state| state.resets.len() < RESETS_MAX);
         if more {
@@ -275,12 +300,13 @@ impl VirtioDevice for Vsock {
     }
 
     fn positions(&self) -> Vec<Position> {
-        let Some(State { receive, transmit, event, .. }) = &self.state else { return Vec::new() };
-        [receive, transmit, event].map(|queue| queue.position(0)).into()
+        let Some(State { receive, transmit, events, .. }) = &self.state else { return Vec::new() };
+        vec![receive.position(0), transmit.position(0), events.position()]
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {
-        let Counters { opened, to_guest_bytes, from_guest_bytes, turned_away, refused } = self.counters;
+        let Counters { opened, to_guest_bytes, from_guest_bytes, turned_away, refused, transport_resets } =
+            self.counters;
         let streams = self.state.as_ref().map_or(0, |state| state.connections.len());
         vec![
             ("streams", streams as u64),
@@ -290,7 +316,16 @@ impl VirtioDevice for Vsock {
             ("from_guest_bytes", from_guest_bytes),
             ("turned_away", turned_away),
             ("refused", refused),
+            ("transport_resets", transport_resets),
         ]
+    }
+
+    fn command(&mut self, command: &DeviceCommand) -> Result<DeviceAnswer, CommandError> {
+        match command {
+            DeviceCommand::ResetTransport => self.reset_transport()?,
+            _ => return Err(CommandError::Unsupported),
+        }
+        Ok(DeviceAnswer::Done)
     }
 }
 

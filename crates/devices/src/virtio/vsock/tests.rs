@@ -26,7 +26,7 @@ use super::{
     },
 };
 use crate::virtio::{
-    Buffers, VirtioDevice, Wake,
+    Buffers, CommandError, DeviceAnswer, DeviceCommand, VirtioDevice, Wake,
     testing::{Buffer, Guest},
 };
 
@@ -512,6 +512,44 @@ fn a_reboot_ends_streams_and_keeps_those_who_listen() {
     assert_eq!(line(&mut early), format!("OK {}", request.src_port));
     w.send(guest_header(9, 1000, OP_REQUEST), b"");
     assert_eq!(line(&mut listener), "OK 1000");
+}
+
+#[test]
+fn a_guest_hears_that_its_streams_are_gone() {
+    const EVENTS: usize = 2;
+    let mut w = world();
+    let (stream, port) = w.call();
+    let mut listener = w.say("LISTEN 9\n");
+    let room = w.guest.room(4);
+    w.guest.memory.write_slice(&[0xff; 4], GuestAddress(room.address)).unwrap();
+    let reset = |w: &mut World| w.device.command(&DeviceCommand::ResetTransport).unwrap();
+    // Without a buffer for it the guest hears later.
+    assert_eq!(reset(&mut w), DeviceAnswer::Done);
+    assert!(is_closed(&stream));
+    assert_eq!((w.count("streams"), w.count("transport_resets")), (0, 1));
+    let small = w.guest.room(3);
+    let heads = [w.guest.ring(EVENTS).add(&[small]), w.guest.ring(EVENTS).add(&[room])];
+    w.device.wake(Wake::Queue(2)).unwrap();
+    assert_eq!(w.guest.ring(EVENTS).used(), [(heads[0], 0), (heads[1], 4)]);
+    assert_eq!((w.guest.bytes(room), w.guest.interrupts.of_queue(EVENTS)), (vec![0; 4], 1));
+    // With one it hears at once, and once.
+    let head = w.guest.ring(EVENTS).add(&[room]);
+    w.guest.ring(EVENTS).add(&[room]);
+    w.device.wake(Wake::Queue(2)).unwrap();
+    assert_eq!(w.guest.ring(EVENTS).used(), []);
+    reset(&mut w);
+    assert_eq!(w.guest.ring(EVENTS).used(), [(head, 4)]);
+    // What it still says of the old stream is of nobody; new streams come as ever.
+    w.inbox.clear();
+    w.send(data(port, 80, 3), b"old");
+    assert_eq!(w.next(), Some((OP_RST, vec![])));
+    w.call();
+    w.send(guest_header(9, 1000, OP_REQUEST), b"");
+    assert_eq!(line(&mut listener), "OK 1000", "those that wait for the guest wait on");
+    // Without a driver there is nobody to tell.
+    w.device.reset();
+    assert_eq!(reset(&mut w), DeviceAnswer::Done);
+    assert!(matches!(w.device.command(&DeviceCommand::ReadBalloon), Err(CommandError::Unsupported)));
 }
 
 #[test]

@@ -226,17 +226,18 @@ impl Network {
     }
 
     /// The machine's end of an interface: a tap with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, nonblocking and
-    /// closed on exec. One process can have it; it is free again when that one ends. The interface has to
-    /// be ensured before, by this very object.
+    /// closed on exec, as many of its queues as are asked for. A tap that an older version made has one. One
+    /// process can have it; it is free again when that one ends. The interface has to be ensured before, by
+    /// this very object.
     ///
     /// # Errors
     /// There is no such interface, or another process has it.
-    pub async fn open_tap(&self, interface: &InterfaceId) -> Result<File, Error> {
+    pub async fn open_tap(&self, interface: &InterfaceId, queues: u16) -> Result<Vec<File>, Error> {
         let missing = || Error::NoInterface { interface: interface.clone() };
         let home = lock(&self.homes).get(interface).cloned().ok_or_else(missing)?;
         let slot = self.slot(&home);
         let slot = slot.lock().await;
-        slot.as_ref().ok_or_else(missing)?.open_tap(interface).await
+        slot.as_ref().ok_or_else(missing)?.open_tap(interface, queues).await
     }
 
     /// Removes an interface, also from under a machine that has it. One that is not there is no error.

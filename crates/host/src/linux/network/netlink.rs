@@ -47,6 +47,8 @@ pub(super) struct Link {
     pub(super) peer: Option<u32>,
     pub(super) is_veth: bool,
     pub(super) is_up: bool,
+    /// Of one that is up: somebody has its other end, a machine that of a tap.
+    pub(super) is_plugged: bool,
 }
 
 /// A route.
@@ -224,6 +226,7 @@ impl From<LinkMessage> for Link {
             peer: None,
             is_veth: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
+            is_plugged: message.header.flags.contains(LinkFlags::LowerUp),
         };
         for attribute in message.attributes {
             match attribute {

@@ -210,14 +210,14 @@ impl Vpc {
             None => {
                 let wanted = name.to_owned();
                 let tap =
-                    self.namespace.enter(move || tap::attach(&wanted)).await?.map_err(
-                        |source| match source.kind() {
+                    self.namespace.enter(move || tap::attach(&wanted, true)).await?.map_err(|source| {
+                        match source.kind() {
                             io::ErrorKind::PermissionDenied => {
                                 Error::Permission { what: "make a tap".into(), source }
                             }
                             _ => Error::System { what: format!("make tap {name}"), source },
-                        },
-                    )?;
+                        }
+                    })?;
                 changed(format_args!("tap {name} made"));
                 new = Some(tap);
                 let link = self.netlink.need_link(name).await?;
@@ -232,7 +232,7 @@ impl Vpc {
     }
 
     /// The machine's end of an interface.
-    pub(super) async fn open_tap(&self, interface: &InterfaceId) -> Result<File, Error> {
+    pub(super) async fn open_tap(&self, interface: &InterfaceId, queues: u16) -> Result<Vec<File>, Error> {
         let name = names::tap(interface);
         let missing = || Error::NoInterface { interface: interface.clone() };
         let find = || async {
@@ -240,8 +240,12 @@ impl Vpc {
             Ok(link.filter(|link| link.alias.as_deref() == Some(&names::tap_alias(interface))))
         };
         let before: Link = find().await?.ok_or_else(missing)?;
+        // The kernel lets several processes have queues of one tap.
+        if before.is_plugged {
+            return Err(Error::Busy { interface: interface.clone() });
+        }
         let wanted = name.clone();
-        let tap = self.namespace.enter(move || tap::attach(&wanted)).await?.map_err(|source| {
+        let taps = self.namespace.enter(move || attach_all(&wanted, queues)).await?.map_err(|source| {
             if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) {
                 return Error::Busy { interface: interface.clone() };
             }
@@ -249,7 +253,7 @@ impl Vpc {
         })?;
         // Removed since we looked: then this one is new, and goes with the descriptor.
         match find().await? {
-            Some(after) if after.index == before.index => Ok(tap),
+            Some(after) if after.index == before.index => Ok(taps),
             _ => Err(missing()),
         }
     }
@@ -355,6 +359,17 @@ async fn open_border(shared: &Shared, vpc: &VpcId, range: Range) -> Result<(), E
         reach_host: shared.config.reach_host,
     };
     firewall::apply("open a network's border", border.transaction()).await
+}
+
+/// So many queues of a tap; its one of a tap that was made with one, as they were before there could be more.
+fn attach_all(name: &str, queues: u16) -> io::Result<Vec<File>> {
+    let attached = (0..queues.max(1)).map(|_| tap::attach(name, true)).collect();
+    match attached {
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            Ok(vec![tap::attach(name, false)?])
+        }
+        attached => attached,
+    }
 }
 
 /// Connects the network with the host, and routes between the two.

@@ -14,7 +14,7 @@ use ec2vmm_model::{
     ids::{InstanceId, VolumeId},
     images::DiskFormat,
 };
-use ec2vmm_vmm_api::{Exit, FailureKind};
+use ec2vmm_vmm_api::{Exit, FailureKind, config::RateLimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::broadcast,
@@ -100,6 +100,7 @@ async fn plan(linux: &Linux, number: u128) -> MachinePlan {
         volumes: vec![volume],
         instance_store_gb: None,
         interfaces: vec![],
+        network: RateLimit::default(),
         guest: GuestData { hostname: "ip-172-31-0-10".into(), ..GuestData::default() },
     }
 }

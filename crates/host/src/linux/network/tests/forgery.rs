@@ -23,7 +23,7 @@ impl Wire {
     async fn plug(network: &Network, number: u8) -> Self {
         let plan = interface_plan(number);
         network.ensure_interface(&plan).await.unwrap();
-        Self(network.open_tap(&plan.id).await.unwrap())
+        Self(network.open_tap(&plan.id, 1).await.unwrap().remove(0))
     }
 
     fn send(&mut self, frame: &[u8]) {

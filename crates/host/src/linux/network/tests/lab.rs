@@ -121,10 +121,10 @@ impl Computer {
     pub(super) async fn plug(network: &Network, number: u8) -> Self {
         let plan = interface_plan(number);
         network.ensure_interface(&plan).await.unwrap();
-        let theirs = network.open_tap(&plan.id).await.unwrap();
+        let theirs = network.open_tap(&plan.id, 1).await.unwrap().remove(0);
         let name = format!("guest-{number}");
         let namespace = Arc::new(Namespace::ensure(&folder(), &name).await.unwrap());
-        let ours = namespace.enter(|| tap::attach("eth0").unwrap()).await.unwrap();
+        let ours = namespace.enter(|| tap::attach("eth0", false).unwrap()).await.unwrap();
         carry(&ours, &theirs);
         carry(&theirs, &ours);
         let computer = Self { name, namespace };

@@ -85,7 +85,8 @@ fn killed_at_every_step_it_is_completed_or_swept() {
                 if complete {
                     make(&network).await;
                     assert_eq!(picture(), whole, "after {steps} changes");
-                    network.open_tap(&interface_id(10)).await.unwrap();
+                    let queues = network.open_tap(&interface_id(10), 3).await.unwrap();
+                    assert_eq!(queues.len(), 3);
                 }
                 sweep(&network).await;
                 assert_eq!(picture(), empty, "after {steps} changes, completed: {complete}");
@@ -121,7 +122,7 @@ fn machines_go_on_without_a_daemon_and_are_adopted() {
         assert_eq!(found, (vec![vpc()], vec![interface_id(10), interface_id(11)]));
         make(&network).await;
         ten.run("ping -c1 -W5 172.31.0.11").await;
-        let error = network.open_tap(&interface_id(10)).await.unwrap_err();
+        let error = network.open_tap(&interface_id(10), 2).await.unwrap_err();
         assert!(matches!(error, Error::Busy { .. }), "{error}");
 
         // Pulled from under the machine; the other one does not notice.
