@@ -10,9 +10,13 @@
 //! | `vcpuN` | `Main`, and from its first line on `Vcpu` |
 //! | `diskN`: a disk that is served by threads | `Main`, and from its first line on `Disk` |
 //!
-//! So what a vCPU does needs a rule for both. Not here, and so impossible: opening a path, executing,
-//! making a process, a socket or a connection, memory that can be executed, signals to others, tracing,
-//! namespaces, mounts, keys, BPF, performance counters, changing ids or limits.
+//! So what a vCPU does needs a rule for both. Who makes the process do something new adds a rule to the section
+//! that it belongs to, and what uses it to the scenarios of that test: without the rule it names the call and
+//! its arguments, without the scenario the rule.
+//!
+//! Not here, and so impossible: opening a path, executing, making a process, a socket or a connection, memory
+//! that can be executed, signals to others, tracing, namespaces, mounts, keys, BPF, performance counters,
+//! changing ids or limits.
 
 use self::{
     Thread::{Disk, Main, Vcpu},

@@ -17,7 +17,7 @@ use ec2vmm_devices::{
 use ec2vmm_vmm::net::Tap;
 use vm_memory::GuestAddress;
 
-/// None where the kernel has no taps.
+/// Has nothing plugged into it.
 pub(super) fn make() -> File {
     // SAFETY: this process has one thread, and lives for one test.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
