@@ -10,6 +10,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap_complete::ArgValueCompleter;
 use ec2vmm_rest_api::{CONSOLE_PROTOCOL, ConsoleOutput, Instance, InstanceState};
+use rustix::{io::Errno, net::RecvFlags};
 
 use crate::{
     Done,
@@ -18,7 +19,7 @@ use crate::{
     connection::Connection,
     console::attach::{Attached, Left},
     environment::Environment,
-    error::Error,
+    error::{Error, failed_to},
     names, output,
 };
 
@@ -70,8 +71,9 @@ fn decode(shown: &ConsoleOutput) -> Result<Vec<u8>, ClientError> {
 /// Stays on the line, over restarts of the daemon, until the machine ends or somebody leaves.
 fn stay(client: &Client, id: &str, typed: bool) -> Done {
     // What cannot be had is said before the terminal is taken.
-    let (mut line, said) = open(client, id)?;
+    let (mut line, mut said) = open(client, id)?;
     let before = decode(&shown(client, id)?)?;
+    hear_what_came(&line, &mut said, before.len())?;
     let mut attached = Attached::begin(typed)?;
     if attached.is_keyboard() {
         attached.show(b"Ctrl-A x leaves, Ctrl-A h lists the keys\r\n")?;
@@ -125,6 +127,21 @@ fn open_again(client: &Client, id: &str) -> Option<(OwnedFd, Vec<u8>)> {
         }
     }
     None
+}
+
+/// What has come meanwhile, of which some may have been shown too.
+fn hear_what_came(line: &OwnedFd, said: &mut Vec<u8>, at_most: usize) -> Result<(), Error> {
+    let mut piece = [0; 4096];
+    while said.len() < at_most {
+        match rustix::net::recv(line, &mut piece, RecvFlags::DONTWAIT) {
+            // That it has ended is noticed where it is followed.
+            Ok((_, 0)) | Err(Errno::AGAIN) => break,
+            Ok((_, came)) => said.extend(piece.get(..came).unwrap_or_default()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed_to("read the console")(errno.into())),
+        }
+    }
+    Ok(())
 }
 
 /// The line was opened before it was asked what had been shown, so that nothing is missed; what is in both is

@@ -120,7 +120,7 @@ mod tests {
             31,
             told(Exit::PowerOff),
             &expect![
-                "34: the machine process was killed by its sandbox: it made a system call, which is not allowed"
+                "36: the machine process was killed by its sandbox: it made a system call, which is not allowed"
             ],
         );
         check(Some(Cause::Left), 3 << 8, told(Exit::Abandoned), &expect!["PowerOff"]);

@@ -5,7 +5,10 @@ use std::{
     convert::Infallible,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -39,6 +42,8 @@ struct State {
     tokens: Mutex<Vec<String>>,
     changed: Condvar,
     listeners: Mutex<Vec<mpsc::UnboundedSender<Bytes>>>,
+    /// Consoles that have not said what they say.
+    speaking: AtomicUsize,
 }
 
 /// What it answers. The last of several goes on.
@@ -181,6 +186,10 @@ async fn answer(
     state.asked.lock().unwrap().push(format!("{key}{query} {body}").trim_end().to_owned());
     state.changed.notify_all();
     let respond = |status: u16| Response::builder().status(status);
+    // What a console has said before something is asked is on its line before that is answered.
+    while state.speaking.load(Ordering::Relaxed) > 0 {
+        tokio::task::yield_now().await;
+    }
     Ok(match reply {
         Reply::Json(status, value) => {
             let kind = if status < 400 { "application/json" } else { "application/problem+json" };
@@ -193,9 +202,16 @@ async fn answer(
             .body(Answer::Stream(listens.unwrap()))
             .unwrap(),
         Reply::Console(says) => {
+            state.speaking.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(async move {
-                if let Ok(line) = upgrade.await {
-                    console(TokioIo::new(line), says).await;
+                let line = upgrade.await.map(TokioIo::new);
+                let line = match line {
+                    Ok(mut line) => line.write_all(says.as_bytes()).await.is_ok().then_some(line),
+                    Err(_) => None,
+                };
+                state.speaking.fetch_sub(1, Ordering::Relaxed);
+                if let Some(line) = line {
+                    console(line).await;
                 }
             });
             respond(StatusCode::SWITCHING_PROTOCOLS.as_u16())
@@ -209,8 +225,7 @@ async fn answer(
     })
 }
 
-async fn console(mut line: TokioIo<hyper::upgrade::Upgraded>, says: &str) {
-    line.write_all(says.as_bytes()).await.unwrap();
+async fn console(mut line: TokioIo<hyper::upgrade::Upgraded>) {
     let mut byte = [0];
     while line.read(&mut byte).await.is_ok_and(|read| read == 1) && byte != *b"q" {
         if line.write_all(&byte).await.is_err() {

@@ -75,7 +75,7 @@ fn the_machine_ends_by_itself() {
     let output = host.run("disk.raw").output().unwrap();
     let shown = host.show(&output);
     // The host's kernel log may name the call.
-    assert!(shown.starts_with("status 34\n"), "{shown}");
+    assert!(shown.starts_with("status 36\n"), "{shown}");
     assert!(shown.contains("ec2vmm: the machine process was killed by its sandbox: it made"), "{shown}");
     let host = Host::new("event nonsense\nexit 0");
     host.check(
