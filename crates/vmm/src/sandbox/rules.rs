@@ -127,7 +127,7 @@ rules! {
     SYS_timerfd_create by Main: "what a device does later";
     SYS_timerfd_settime by Main: "what a device does later";
     SYS_futex by Main Vcpu Disk: "locks, and the end of threads";
-    SYS_sched_yield by Main: "a ring that the kernel has no memory for just now";
+    SYS_sched_yield by Main Vcpu Disk: "a channel between threads at which two meet; a ring that the kernel has no memory for just now";
 
     // Sockets that were inherited, and connections to them. There is no `socket` and no `connect`.
     SYS_accept4 by Main: "who comes by the control socket, the console's and the vsock's";
