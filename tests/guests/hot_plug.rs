@@ -129,9 +129,10 @@ fn what_a_guest_boots_from_stays_and_what_it_ignores_is_forced() {
     until(&mut machine, "test -b /dev/vdb");
     machine.request("DELETE", "/machine/disks/data?force=true", "");
     wait_detached(&mut machine, "data");
-    // Reads fail, and the machine goes on.
-    machine.sh("! dd if=/dev/vdb of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null");
-    power_off(machine);
+    // Linux waits for ever for what it still wants of such a disk; all else goes on.
+    assert_eq!(machine.sh("echo goes on"), "goes on");
+    machine.power(PowerAction::PowerOff);
+    assert_eq!(machine.end(), 0);
 }
 
 #[test]
