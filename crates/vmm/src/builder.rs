@@ -156,7 +156,7 @@ fn open_snapshot(files: RestoreFiles, config: &MachineConfig) -> Result<Snapshot
     let (clock, track) =
         config.restore.as_ref().map(|restore| (restore.clock, restore.track)).unwrap_or_default();
     let memory = memory.into_iter().map(File::from).collect();
-    Ok(Snapshot::open(state.into(), memory, config, clock, track)?)
+    Ok(Snapshot::open(&state.into(), memory, config, clock, track)?)
 }
 
 /// What the contract promises, before anything is made.

@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Seek},
+    io::{self, BufReader, Read},
+    os::unix::fs::FileExt,
     sync::Arc,
 };
 
@@ -108,15 +109,13 @@ impl Snapshot {
     /// # Errors
     /// See [`RestoreError`].
     pub fn open(
-        state: File,
+        state: &File,
         memory: Vec<File>,
         config: &MachineConfig,
         clock: Clock,
         track: bool,
     ) -> Result<Self, RestoreError> {
-        let mut state = BufReader::new(state);
-        state.rewind().map_err(FileError::Read)?;
-        let document = file::read(&mut state)?;
+        let document = file::read(&mut BufReader::new(FromStart { file: state, at: 0 }))?;
         check_size(&document, config)?;
         let ram_bytes = config.memory_mib << 20;
         let memory: Vec<_> = memory
@@ -223,4 +222,18 @@ fn check_chain<'a>(
 
 fn mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Reads a file from its start. Its own position is also that of others who go on from it, and is left alone.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
