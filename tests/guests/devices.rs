@@ -11,12 +11,13 @@ use crate::{
     minimal::{power_off, private_bytes, ready},
     network::noise,
     place,
+    tap::Tap,
 };
 
 #[test]
 #[ignore = "boots Linux"]
 fn queues_and_limits() {
-    let _tap = Tap::make();
+    let _tap = Tap::make(TAP, HOST, &["multi_queue"]);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.raw");
     fs::write(&data, noise(4 << 20)).unwrap();
@@ -124,26 +125,6 @@ fn metric(machine: &Machine, device: &str, name: &str) -> u64 {
     metrics(machine).devices[device][name]
 }
 
-/// A tap with several queues.
-struct Tap;
-
-impl Tap {
-    fn make() -> Self {
-        run(Command::new("ip").args(["tuntap", "add", "dev", TAP, "mode", "tap", "multi_queue"]));
-        let tap = Self;
-        run(Command::new("ip").args(["addr", "add", HOST, "dev", TAP]));
-        run(Command::new("ip").args(["link", "set", TAP, "up"]));
-        tap
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        // It fails where the tap was lost, which the test has told already.
-        let _ = Command::new("ip").args(["link", "del", TAP]).status();
-    }
-}
-
 const TAP: &str = "ec2vmmq0";
-const HOST: &str = "10.99.8.1/24";
+const HOST: &str = "10.99.8.1";
 const GUEST: &str = "10.99.8.2";

@@ -7,7 +7,6 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd},
     os::unix::{fs::FileExt, net::UnixStream},
-    process::Command,
 };
 
 use ec2vmm_vmm_api::{
@@ -17,10 +16,10 @@ use ec2vmm_vmm_api::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::{
-    hard_kills::run,
     machine::{Machine, Plan},
     minimal::{power_off, ready, shell},
     place,
+    tap::Tap,
 };
 
 /// Sends a request with descriptors; gives the whole answer.
@@ -139,9 +138,7 @@ fn what_a_guest_boots_from_stays_and_what_it_ignores_is_forced() {
 #[ignore = "boots Linux"]
 fn an_interface_comes_and_goes() {
     const TAP: &str = "hotplug0";
-    run(Command::new("ip").args(["tuntap", "add", "dev", TAP, "mode", "tap"]));
-    run(Command::new("ip").args(["addr", "add", "10.98.0.1/24", "dev", TAP]));
-    run(Command::new("ip").args(["link", "set", TAP, "up"]));
+    let _tap = Tap::make(TAP, "10.98.0.1", &[]);
     let mut machine = ready(Plan::boot(&place::image("minimal.raw")));
     for round in 0..2 {
         let tap = ec2vmm_host::tap::open(TAP, 1).unwrap().queues.remove(0);
@@ -158,7 +155,6 @@ fn an_interface_comes_and_goes() {
         until(&mut machine, &format!("! test -e /sys/class/net/{name}"));
         assert_eq!(machine.request("GET", "/machine/nets", "").trim(), r#"{"nets":[]}"#, "round {round}");
     }
-    run(Command::new("ip").args(["link", "delete", TAP]));
     power_off(machine);
 }
 

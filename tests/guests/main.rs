@@ -26,5 +26,6 @@ mod progress;
 mod reboots;
 mod snapshot;
 mod ssh;
+mod tap;
 mod terminal;
 mod transcript;

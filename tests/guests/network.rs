@@ -16,6 +16,7 @@ use crate::{
     machine::{Machine, Plan, poll},
     minimal::{power_off, ready},
     place, ssh,
+    tap::Tap,
 };
 
 #[test]
@@ -24,7 +25,7 @@ fn a_tap() {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
-    let _tap = Tap::make();
+    let _tap = Tap::make(TAP, HOST, &[]);
     let plan = Plan::boot(&place::image("minimal.raw")).args(["--net", &format!("tap={TAP}"), "--key"]);
     let mut machine = ready(plan.arg(key.with_extension("pub")));
     // It looks for DHCP, and would take the address away again.
@@ -83,25 +84,6 @@ pub(crate) fn noise(bytes: usize) -> Vec<u8> {
         state.to_le_bytes()
     });
     words.flatten().take(bytes).collect()
-}
-
-struct Tap;
-
-impl Tap {
-    fn make() -> Self {
-        run(Command::new("ip").args(["tuntap", "add", "dev", TAP, "mode", "tap"]));
-        let tap = Self;
-        run(Command::new("ip").args(["addr", "add", &format!("{HOST}/24"), "dev", TAP]));
-        run(Command::new("ip").args(["link", "set", TAP, "up"]));
-        tap
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        // It fails where the tap was lost, which the test has told already.
-        let _ = Command::new("ip").args(["link", "del", TAP]).status();
-    }
 }
 
 #[test]

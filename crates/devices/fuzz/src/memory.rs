@@ -86,7 +86,7 @@ impl Default for GuestMemory {
 }
 
 /// A region's bytes. Targets have one thread, and no device runs while this is used.
-#[allow(clippy::mut_from_ref)]
+#[allow(clippy::mut_from_ref, reason = "as the line above says")]
 fn bytes(region: &GuestRegionMmap<DirtyLog>) -> &mut [u8] {
     // SAFETY: the mapping is as long as the region, and nobody else touches it meanwhile.
     unsafe { std::slice::from_raw_parts_mut(region.as_ptr(), region.len() as usize) }
