@@ -28,7 +28,7 @@ pub(crate) const ID: u32 = 1_879_050_000;
 /// A machine that outlives its owner, like the daemon's; here it is ended when dropped.
 pub(crate) struct Kept {
     pub(crate) pid: u32,
-    pidfd: OwnedFd,
+    pub(crate) pidfd: OwnedFd,
     pub(crate) folder: tempfile::TempDir,
 }
 
