@@ -15,13 +15,13 @@ use tokio::{
 };
 
 use super::{
-    cgroups::Cgroup,
     error::{blocking, system},
     machines::has_run,
     pidfd::Process,
     run_dir::MachineDir,
 };
 use crate::{
+    cgroups::Cgroup,
     control::{Control, Events},
     host::{Ending, Error, News, NewsKind},
     violation,
