@@ -1,6 +1,7 @@
 //! Machines whose process is a fake. They need a cgroup v2 to write to, and neither KVM nor network.
 #![allow(unsafe_code, reason = "the fake's inherited descriptors")]
 
+mod adoption;
 mod fake;
 mod survival;
 
