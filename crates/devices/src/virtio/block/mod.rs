@@ -474,10 +474,7 @@ impl Counters {
                 return Status::Unsupported;
             }
             self.errors += 1;
-            // The first, second, fourth ...: a dying disk says so, but does not fill the log.
-            if self.errors.is_power_of_two() {
-                log::warn!("a disk request failed, the {}. so far: {error}", self.errors);
-            }
+            log::warn!("a disk request failed, the {}. so far: {error}", self.errors);
             return Status::Error;
         }
         let (count, bytes) = match work.kind {
