@@ -26,15 +26,23 @@ use io_uring::{IoUring, Probe, opcode, register::Restriction, squeue, types};
 pub struct Rings(Arc<Mutex<Vec<Ring>>>);
 
 impl Rings {
-    /// As many; or none, where the kernel has no such rings or forbids them, which is logged.
+    /// As many, or fewer where the kernel makes no more: none at all where it has no such rings or forbids them.
+    /// That is logged.
     pub fn make(count: usize) -> Self {
-        match (0..count).map(|_| Ring::new()).collect::<io::Result<Vec<_>>>() {
-            Ok(rings) => Self(Arc::new(Mutex::new(rings))),
-            Err(error) => {
-                log::info!("no io_uring that can be restricted here, disks are served by threads: {error}");
-                Self::default()
+        let mut rings = Vec::new();
+        while rings.len() < count {
+            match Ring::new() {
+                Ok(ring) => rings.push(ring),
+                Err(error) => {
+                    let made = rings.len();
+                    log::info!(
+                        "{made} of {count} rings of io_uring, other disks are served by threads: {error}"
+                    );
+                    break;
+                }
             }
         }
+        Self(Arc::new(Mutex::new(rings)))
     }
 
     /// Whether a disk that comes now gets none.
