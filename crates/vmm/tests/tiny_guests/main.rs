@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod elf;
 mod guests;
 mod hostile;
 mod hot_plug;
