@@ -49,7 +49,7 @@ use crate::{
     report::Report,
     slots::{self, SlotId, Slots},
     smbios,
-    snapshot::{Snapshot, Tracking},
+    snapshot::{Pager, Snapshot, Tracking},
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
     watch::{self, Judgement, Watch},
@@ -65,8 +65,12 @@ pub struct Machine {
     pub(crate) boot: BootSource,
     /// To go on from, once.
     pub(crate) snapshot: Option<Snapshot>,
-    /// Guest memory is mapped from a snapshot's file.
-    pub(crate) mapped: bool,
+    /// Guest memory comes out of a snapshot's files.
+    pub(crate) restored: bool,
+    /// It is brought in by this.
+    pub(crate) pager: Option<Pager>,
+    /// It cannot be brought in any more: nobody who may wait for it is waited for.
+    pub(crate) memory_lost: bool,
     /// What has changed since a snapshot, if that is of interest.
     pub(crate) tracking: Option<Tracking>,
     /// The VM generation id.
@@ -140,21 +144,24 @@ impl Machine {
             Err(error) => {
                 let (exit, line) = self.report.failed(error.failure());
                 if let Some(control) = &mut self.control {
-                    control.publish(line);
+                    control.publish(&line);
                 }
                 exit
             }
         };
         self.report.finish();
+        if self.memory_lost {
+            std::process::exit(exit.code().into());
+        }
         exit
     }
 
     pub(crate) fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
         let line = self.report.tell(event);
         if let Some(control) = &mut self.control {
-            control.publish(line);
+            control.publish(&line);
         } else if let Some(untold) = &mut self.untold {
-            untold.extend_from_slice(line);
+            untold.extend(line);
         }
     }
 
@@ -163,7 +170,12 @@ impl Machine {
         loop {
             let mut run = self.power_on()?;
             let end = self.serve(&mut run);
-            self.power_off(run);
+            if self.memory_lost {
+                std::mem::forget(run);
+            } else {
+                self.power_off(run);
+                self.end_pager();
+            }
             match end? {
                 End::Exit(exit, failure) => return Ok((exit, failure)),
                 End::Reset => {}
@@ -174,7 +186,7 @@ impl Machine {
             self.unplug_leaving();
             self.console.reset();
             self.rtc.lock().unwrap_or_else(PoisonError::into_inner).reset();
-            if std::mem::take(&mut self.mapped) {
+            if std::mem::take(&mut self.restored) {
                 memory::forget_file(&self.memory)?;
             } else {
                 memory::clear(&self.memory)?;
@@ -316,6 +328,23 @@ impl Machine {
         while self.mailbox.take().is_some() {}
     }
 
+    /// Nobody touches guest memory now. What is missing in it is zero from here on.
+    fn end_pager(&mut self) {
+        self.record_working_set();
+        if let Some(pager) = self.pager.take() {
+            pager.stop();
+        }
+    }
+
+    /// Writes down which pages were touched, if that is wanted, and says so.
+    fn record_working_set(&mut self) {
+        match self.pager.as_mut().and_then(Pager::record) {
+            None => {}
+            Some(Ok(pages)) => self.tell(|us| Event::WorkingSetRecorded { us, pages }),
+            Some(Err(error)) => log::error!("writing the working set: {error}"),
+        }
+    }
+
     fn serve(&mut self, run: &mut Run) -> Result<End, MachineError> {
         loop {
             let ready = self
@@ -411,6 +440,13 @@ impl Machine {
                 }
             }
             Notice::Ejected { pci_device } => self.ejected(pci_device),
+            Notice::MemoryLost { failure } => {
+                // Else the end is being told already.
+                if self.pager.as_ref().is_some_and(Pager::claim_the_end) {
+                    self.memory_lost = true;
+                    self.end = Some(End::Exit(Exit::Failed(failure.kind), Some(failure)));
+                }
+            }
             Notice::Panicked => {
                 self.tell(|us| Event::Panicked { us });
                 self.end_with(End::failed(
@@ -484,6 +520,9 @@ impl Machine {
         let mut metrics = Metrics::default();
         metrics.devices.insert("vcpu".into(), named(vcpu));
         metrics.devices.insert("console".into(), named(self.console.metrics()));
+        if let Some(pager) = &self.pager {
+            metrics.devices.insert("pager".into(), named(pager.metrics()));
+        }
         for (_, slot) in self.slots.iter() {
             metrics.devices.insert(slot.name.clone(), named(slot.device().metrics()));
         }

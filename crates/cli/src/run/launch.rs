@@ -117,7 +117,7 @@ fn open_snapshots(folders: &[PathBuf]) -> Result<Option<machine::Restore>, Error
     let state = files::open(&last.join("state"))?;
     let memory =
         folders.iter().map(|folder| files::open(&folder.join("memory"))).collect::<Result<_, _>>()?;
-    Ok(Some(machine::Restore { state, memory }))
+    Ok(Some(machine::Restore { state, memory, backend: machine::MemoryBackend::Mapped }))
 }
 
 fn open_taps(plan: &Plan, notes: &mut Vec<String>) -> Result<Vec<Net>, Error> {

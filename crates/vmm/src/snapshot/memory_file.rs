@@ -12,7 +12,7 @@
 //! Nothing is in front of RAM, so that the file can be mapped; the tail is behind it, so that a file that is
 //! cut short has none.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use ec2vmm_devices::Memory;
 use uuid::Uuid;
@@ -46,6 +46,12 @@ pub enum MemoryFileError {
     /// It is another snapshot's.
     #[error("{0}")]
     Chain(&'static str),
+    /// It was whole when the machine was restored.
+    #[error("memory file {index} was cut short while the machine ran")]
+    Shortened {
+        /// Which of the files, from 0.
+        index: usize,
+    },
     /// The system refused.
     #[error("reading memory file {index}")]
     Read {
@@ -98,26 +104,48 @@ impl Bitmap {
         byte.is_some_and(|byte| byte >> (page % 8) & 1 == 1)
     }
 
+    /// Takes pages out. How many of them were in it.
+    pub(super) fn clear(&mut self, pages: Range<u64>) -> u64 {
+        let mut cleared = 0;
+        for page in pages {
+            let Some(byte) = usize::try_from(page / 8).ok().and_then(|at| self.0.get_mut(at)) else { break };
+            cleared += u64::from(*byte >> (page % 8) & 1);
+            *byte &= !(1 << (page % 8));
+        }
+        cleared
+    }
+
+    /// Adds those of another of as many.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(own, other)| *own |= other);
+    }
+
+    /// The first that is in it from this one on.
+    pub(super) fn next(&self, from: u64) -> Option<u64> {
+        let end = self.0.len() as u64 * 8;
+        let mut page = from;
+        while page < end && !self.has(page) {
+            // A byte at a time where there is nothing.
+            page = if page % 8 == 0 && self.is_byte_empty(page) { page + 8 } else { page + 1 };
+        }
+        (page < end).then_some(page)
+    }
+
     /// How many are in it.
-    #[cfg(test)]
     pub(super) fn count(&self) -> u64 {
         self.0.iter().map(|byte| u64::from(byte.count_ones())).sum()
     }
 
     /// Runs of pages that are in it: the first, and how many.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u64, u64)> {
-        let end = self.0.len() as u64 * 8;
         let mut page = 0;
         std::iter::from_fn(move || {
-            while page < end && !self.has(page) {
-                // A byte at a time where there is nothing.
-                page = if page % 8 == 0 && self.is_byte_empty(page) { page + 8 } else { page + 1 };
-            }
-            let first = page;
-            while page < end && self.has(page) {
+            let first = self.next(page)?;
+            page = first;
+            while self.has(page) {
                 page += 1;
             }
-            (page > first).then_some((first, page - first))
+            Some((first, page - first))
         })
     }
 
@@ -153,9 +181,13 @@ pub(super) fn write(
             let wanted = |page: u64| changed.is_none_or(|(changed, _)| changed.has(page));
             if (at / PAGE_BYTES..(at + len) / PAGE_BYTES).any(wanted) {
                 let chunk = buffer.get_mut(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
-                let slice =
-                    region.get_slice(MemoryRegionAddress(offset), chunk.len()).map_err(io::Error::other)?;
-                slice.copy_to(chunk);
+                for (page, to) in (offset..).step_by(PAGE_LEN).zip(chunk.chunks_mut(PAGE_LEN)) {
+                    // What is not touched here need not be brought into memory for it.
+                    if wanted((start + page) / PAGE_BYTES) {
+                        let page = region.get_slice(MemoryRegionAddress(page), to.len());
+                        page.map_err(io::Error::other)?.copy_to(to);
+                    }
+                }
                 writer.put(at, chunk, wanted)?;
             }
             offset += len;

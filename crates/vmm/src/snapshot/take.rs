@@ -102,6 +102,10 @@ impl Machine {
         if request.kind == SnapshotKind::Difference && self.tracking.is_none() {
             return Err(TakeError::NoParent);
         }
+        if let Some(pager) = self.pager.as_ref().filter(|_| request.kind == SnapshotKind::Full) {
+            // In large pieces, where reading it would bring page by page.
+            pager.bring_all();
+        }
         for (_, slot) in self.slots.iter_mut() {
             let written = slot.write_back();
             written.map_err(|source| TakeError::WriteBack { device: slot.name.clone(), source })?;

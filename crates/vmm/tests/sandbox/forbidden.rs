@@ -15,7 +15,7 @@ use crate::{
     guests, tracer,
 };
 
-const THREADS: [Thread; 3] = [Thread::Main, Thread::Vcpu, Thread::Disk];
+const THREADS: [Thread; 4] = [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager];
 /// An argument that fits no condition: memory to be executed, a command that nobody knows.
 const WRONG: u64 = 0x5a5a_5a5a_5a5a_5a5c;
 /// uretprobe and uprobe of Linux 6.11 and later: for code that the kernel itself has put there, so no filter is

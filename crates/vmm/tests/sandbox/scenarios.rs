@@ -14,7 +14,7 @@ use std::{
 
 use ec2vmm_host::{
     disks::{Disk, OpenLayer},
-    machine::Restore,
+    machine::{MemoryBackend, Restore},
     sandbox::empty_network,
 };
 use ec2vmm_vmm_api::config::{Format, RateLimit};
@@ -158,7 +158,11 @@ fn a_pause_and_snapshots(coverage: &mut Coverage, network: &OwnedFd) {
         power(machine, "power_off");
     });
     let mut parts = born::parts(born::full(network), guests::echo(), None);
-    parts.restore = Some(Restore { state: later_state, memory: vec![memory, later_memory] });
+    parts.restore = Some(Restore {
+        state: later_state,
+        memory: vec![memory, later_memory],
+        backend: MemoryBackend::Mapped,
+    });
     watch(coverage, parts, |machine| {
         machine.wait_until_running();
         power(machine, "reset");

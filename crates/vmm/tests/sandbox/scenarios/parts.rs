@@ -54,7 +54,7 @@ pub(super) fn run_all(coverage: &mut Coverage) {
     for thread in [Thread::Main, Thread::Vcpu] {
         watch(coverage, thread, vm, |vm| interrupts_and_doorbells(&vm));
     }
-    for thread in [Thread::Main, Thread::Vcpu, Thread::Disk] {
+    for thread in [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager] {
         watch(coverage, thread, || (), |()| grow());
         watch(coverage, thread, || (), |()| read_the_clock());
         // What channels do where another thread is in the middle of something, and io_uring where the kernel
@@ -92,6 +92,7 @@ fn follow<T>(
             Thread::Main => c"main",
             Thread::Vcpu => c"vcpu0",
             Thread::Disk => c"disk0",
+            Thread::Pager => c"pager",
         };
         rustix::thread::set_name(name).unwrap();
         sandbox::narrow(thread);

@@ -1,0 +1,313 @@
+//! The pager's thread.
+
+use std::{
+    io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use ec2vmm_devices::Memory;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::{
+    PagerError, Shared, State,
+    owed::{Places, Run, Stack},
+};
+use crate::{
+    error::MachineError,
+    mailbox::{Notice, Sender},
+    report::Report,
+    sandbox,
+    snapshot::{
+        memory_file::{Bitmap, PAGE_BYTES},
+        working_set,
+    },
+    userfault::{Put, Span, Userfault},
+};
+
+/// All that the thread has.
+pub(super) struct Server {
+    userfault: Userfault,
+    stack: Stack,
+    places: Places,
+    /// Held so that it is there as long as it is registered.
+    _memory: Arc<Memory>,
+    shared: Arc<Shared>,
+    ahead: Ahead,
+    /// Of one piece.
+    buffer: Vec<u8>,
+}
+
+/// Starts it.
+///
+/// # Errors
+/// The host allows no more threads.
+pub(super) fn start(mut server: Server, news: Sender, report: Report) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("pager".into()).stack_size(STACK_BYTES).spawn(move || {
+        sandbox::narrow(sandbox::Thread::Pager);
+        let guard = AbortOnPanic;
+        if let Err(error) = server.serve() {
+            end_the_process(&server.shared, &error.into(), &news, &report);
+        }
+        mem::forget(guard);
+    })
+}
+
+/// Closing the userfaultfd would have the guest go on with zeroes in the place of its memory.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// Has the event loop end the machine, of which no thread may go on that waits for a page. If it has not heard
+/// of that for a while, it may be one of them: then the end is told from here.
+fn end_the_process(shared: &Shared, error: &MachineError, news: &Sender, report: &Report) -> ! {
+    let failure = error.failure();
+    news.send(Notice::MemoryLost { failure: failure.clone() });
+    wait(&[], Some(GRACE));
+    if shared.claim_the_end() {
+        let (exit, _) = report.failed(failure);
+        report.finish();
+        std::process::exit(exit.code().into());
+    }
+    loop {
+        thread::park();
+    }
+}
+
+impl Server {
+    pub(super) fn new(
+        userfault: Userfault,
+        stack: Stack,
+        places: Places,
+        memory: Arc<Memory>,
+        shared: Arc<Shared>,
+        ahead: Ahead,
+    ) -> Self {
+        Self { userfault, stack, places, _memory: memory, shared, ahead, buffer: vec![0; PIECE_LEN] }
+    }
+
+    /// Serves until nothing is owed any more: whatever is missing then is zero, with nobody to say so.
+    fn serve(&mut self) -> Result<(), PagerError> {
+        let mut faults = Vec::new();
+        loop {
+            self.userfault.faults(&mut faults).map_err(PagerError::refused("hearing what is touched"))?;
+            for address in &faults {
+                self.answer(*address)?;
+            }
+            let next = {
+                let state = self.shared.lock();
+                if state.stop || state.left == 0 {
+                    return Ok(());
+                }
+                if state.all {
+                    self.ahead.want_all();
+                }
+                // Those who wait come first.
+                if faults.is_empty() { self.ahead.next(&state.owed, &self.stack, &self.places) } else { None }
+            };
+            match next {
+                Some(run) => {
+                    self.bring(run, Why::Ahead)?;
+                }
+                None if faults.is_empty() => self.wait(),
+                None => {}
+            }
+        }
+    }
+
+    /// Waits until somebody touches something, or wants something.
+    fn wait(&self) {
+        let bell = &self.shared.bell;
+        // SAFETY: the descriptor is open as long as `bell` is borrowed.
+        let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.as_raw_fd()) };
+        wait(&[self.userfault.as_fd(), bell_fd], None);
+        // It fails if it has not rung.
+        let _ = bell.read();
+    }
+
+    /// Somebody waits for the page at this address.
+    fn answer(&mut self, address: u64) -> Result<(), PagerError> {
+        let outside = || PagerError::refused("finding a page")(io::ErrorKind::InvalidData.into());
+        let page = self.places.page(address).ok_or_else(outside)?;
+        let run = self.stack.run(&self.shared.lock().owed, page, page + 1);
+        match run.map(|run| self.bring(run, Why::Touched)).transpose()? {
+            Some(1) => Ok(()),
+            _ => self.zero(page),
+        }
+    }
+
+    /// Reads a run, and puts there what of it is still owed. How many pages that was.
+    fn bring(&mut self, run: Run, why: Why) -> Result<u64, PagerError> {
+        let len = usize::try_from(run.count * PAGE_BYTES).unwrap_or(0);
+        let content = self.buffer.get_mut(..len).unwrap_or_default();
+        self.stack.read(run, content)?;
+        let mut state = self.shared.lock();
+        let mut page = run.first;
+        let mut brought = 0;
+        while page < run.first + run.count {
+            let owed = (page..run.first + run.count).take_while(|&page| state.owed.has(page)).count() as u64;
+            if owed == 0 {
+                page += 1;
+                continue;
+            }
+            let bytes = |pages: u64| usize::try_from(pages * PAGE_BYTES).unwrap_or(0);
+            let at = bytes(page - run.first);
+            let content = self.buffer.get(at..at + bytes(owed)).unwrap_or_default();
+            // Before: then it is known to whoever goes on.
+            self.note(&mut state, page, owed, why);
+            self.put(page, content)?;
+            brought += state.forget(page..page + owed);
+            page += owed;
+        }
+        if state.left == 0 {
+            self.shared.done.notify_all();
+        }
+        Ok(brought)
+    }
+
+    fn note(&self, state: &mut State, page: u64, count: u64, why: Why) {
+        let counter = match why {
+            Why::Touched => &self.shared.faults,
+            Why::Ahead => &self.shared.ahead,
+        };
+        counter.fetch_add(count, Ordering::Relaxed);
+        if let (Why::Touched, Some(touched), Ok(page)) = (why, &mut state.touched, u32::try_from(page))
+            && touched.len() < TOUCHED_MAX
+        {
+            touched.push(page);
+        }
+    }
+
+    /// Puts pages there that are missing.
+    fn put(&self, page: u64, content: &[u8]) -> Result<(), PagerError> {
+        let refused = || PagerError::refused("putting a page there");
+        let start = self.places.address(page).ok_or_else(|| refused()(io::ErrorKind::InvalidData.into()))?;
+        let (mut at, mut tries) = (0, 0);
+        while let Some(rest) = content.get(at..).filter(|rest| !rest.is_empty()) {
+            let address = start + at as u64;
+            match self.userfault.copy(address, rest).map_err(refused())? {
+                Put::Some(0) if tries == TRIES_MAX => {
+                    return Err(refused()(io::ErrorKind::WouldBlock.into()));
+                }
+                Put::Some(0) => tries += 1,
+                Put::Some(bytes) => (at, tries) = (at + usize::try_from(bytes).unwrap_or(rest.len()), 0),
+                Put::AlreadyThere => at += usize::try_from(PAGE_BYTES).unwrap_or(rest.len()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Somebody waits for a page that is zero. Its neighbours, if they are too, are made so on this occasion.
+    fn zero(&self, page: u64) -> Result<(), PagerError> {
+        let refused = || PagerError::refused("putting zeroes there");
+        let end = (page + 1).next_multiple_of(PIECE_PAGES).min(self.places.end(page));
+        let count = {
+            let state = self.shared.lock();
+            (page..end).take_while(|&page| !state.owed.has(page)).count() as u64
+        };
+        let start = self.places.address(page).ok_or_else(|| refused()(io::ErrorKind::InvalidData.into()))?;
+        for _ in 0..=TRIES_MAX {
+            // What is not owed never will be, so that this needs no lock.
+            match self.userfault.zero(Span { start, len: count * PAGE_BYTES }).map_err(refused())? {
+                Put::Some(0) => {}
+                Put::Some(bytes) => {
+                    self.shared.zeroes.fetch_add(bytes / PAGE_BYTES, Ordering::Relaxed);
+                    return Ok(());
+                }
+                // Somebody was faster. Who has begun to wait since then is let go on.
+                Put::AlreadyThere => {
+                    return self.userfault.wake(Span { start, len: PAGE_BYTES }).map_err(refused());
+                }
+            }
+        }
+        Err(refused()(io::ErrorKind::WouldBlock.into()))
+    }
+}
+
+/// Why pages are brought.
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// Somebody waits.
+    Touched,
+    /// Somebody may touch them later.
+    Ahead,
+}
+
+/// What is brought although nobody has touched it yet.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    /// A working set.
+    pages: Vec<u32>,
+    next: usize,
+    /// All that there is, from this page on.
+    all: Option<u64>,
+}
+
+impl Ahead {
+    /// The pages in this order, but for those that are neighbours and not far from each other in it: these are
+    /// brought together.
+    pub(super) fn new(mut pages: Vec<u32>) -> Self {
+        pages.chunks_mut(SORTED_TOGETHER).for_each(<[u32]>::sort_unstable);
+        Self { pages, next: 0, all: None }
+    }
+
+    pub(super) fn want_all(&mut self) {
+        self.all.get_or_insert(0);
+    }
+
+    /// The next piece.
+    pub(super) fn next(&mut self, owed: &Bitmap, stack: &Stack, places: &Places) -> Option<Run> {
+        while let Some(&page) = self.pages.get(self.next) {
+            let rest = self.pages.get(self.next..).unwrap_or_default();
+            let neighbours = (page..).zip(rest).take_while(|(wanted, page)| wanted == *page).count();
+            let first = u64::from(page);
+            let end = (first + (neighbours as u64).min(PIECE_PAGES)).min(places.end(first));
+            match stack.run(owed, first, end) {
+                Some(run) => {
+                    self.next += usize::try_from(run.count).unwrap_or(neighbours);
+                    return Some(run);
+                }
+                None => self.next += 1,
+            }
+        }
+        // What it was is of no use any more.
+        (self.pages, self.next) = (Vec::new(), 0);
+        let first = owed.next(self.all?)?;
+        let run = stack.run(owed, first, (first + PIECE_PAGES).min(places.end(first)))?;
+        self.all = Some(first + run.count);
+        Some(run)
+    }
+}
+
+/// Waits until one of these can be read, or so long.
+fn wait(these: &[BorrowedFd<'_>], time: Option<Duration>) {
+    let mut polled: Vec<_> = these.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    let time = time.map(|time| Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    if let Err(error) = rustix::event::poll(&mut polled, time.as_ref()) {
+        // Whoever has called looks again.
+        log::debug!("the pager waits: {error}");
+    }
+}
+
+/// The most that is read at once: what somebody waits for who has come too late.
+pub(super) const PIECE_PAGES: u64 = 64;
+const PIECE_LEN: usize = 256 * 1024;
+/// Pages of a working set that are brought in the order of memory and not of time: 4 MiB.
+const SORTED_TOGETHER: usize = 1024;
+/// See [`working_set::PAGES_MAX`].
+const TOUCHED_MAX: usize = 1 << 19;
+const _: () = assert!(TOUCHED_MAX as u64 == working_set::PAGES_MAX, "what is noted can be written");
+/// For how long the event loop may not hear that the machine is lost.
+const GRACE: Duration = Duration::from_secs(1);
+/// The kernel asks to be asked again only while somebody changes mappings.
+const TRIES_MAX: u32 = 1000;
+const STACK_BYTES: usize = 128 * 1024;
