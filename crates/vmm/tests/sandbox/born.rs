@@ -9,7 +9,7 @@ use std::{
 };
 
 use ec2vmm_host::{
-    machine::{Boot, Machine, Newborn, Parts, Ways},
+    machine::{Boot, Machine, MemoryBackend, Newborn, Parts, Restore, Ways},
     sandbox::{Sandbox, SandboxKind, empty_network},
     sockets,
 };
@@ -66,6 +66,20 @@ pub(crate) fn parts(sandbox: Sandbox, guest: &[u8], control: Option<OwnedFd>) ->
         entropy: Entropy::default(),
         vsock: None,
         control,
+    }
+}
+
+/// A snapshot whose memory is brought in when it is touched.
+pub(crate) fn paged(state: &File, memory: &File, prefetch: Option<&File>, record: Option<&File>) -> Restore {
+    let open = |file: &File| file.try_clone().unwrap();
+    Restore {
+        state: open(state),
+        memory: vec![open(memory)],
+        backend: MemoryBackend::Userfaultfd {
+            device: ec2vmm_host::userfaultfd::open().unwrap(),
+            prefetch: prefetch.map(open),
+            record: record.map(open),
+        },
     }
 }
 
