@@ -330,19 +330,21 @@ impl Machine {
 
     /// Nobody touches guest memory now. What is missing in it is zero from here on.
     fn end_pager(&mut self) {
-        self.record_working_set();
+        if let Some(Err(error)) = self.record_working_set() {
+            log::error!("writing the working set: {error}");
+        }
         if let Some(pager) = self.pager.take() {
             pager.stop();
         }
     }
 
     /// Writes down which pages were touched, if that is wanted, and says so.
-    fn record_working_set(&mut self) {
-        match self.pager.as_mut().and_then(Pager::record) {
-            None => {}
-            Some(Ok(pages)) => self.tell(|us| Event::WorkingSetRecorded { us, pages }),
-            Some(Err(error)) => log::error!("writing the working set: {error}"),
+    fn record_working_set(&mut self) -> Option<io::Result<u64>> {
+        let recorded = self.pager.as_mut()?.record()?;
+        if let Ok(pages) = recorded {
+            self.tell(|us| Event::WorkingSetRecorded { us, pages });
         }
+        Some(recorded)
     }
 
     fn serve(&mut self, run: &mut Run) -> Result<End, MachineError> {

@@ -126,7 +126,7 @@ impl Bitmap {
         let mut page = from;
         while page < end && !self.has(page) {
             // A byte at a time where there is nothing.
-            page = if page % 8 == 0 && self.is_byte_empty(page) { page + 8 } else { page + 1 };
+            page = if page.is_multiple_of(8) && self.is_byte_empty(page) { page + 8 } else { page + 1 };
         }
         (page < end).then_some(page)
     }

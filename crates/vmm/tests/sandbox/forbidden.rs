@@ -1,12 +1,6 @@
 //! What no rule allows ends the process, in each kind of thread.
 
-use std::{
-    fs::File,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-};
+use std::{fs::File, os::fd::OwnedFd};
 
 use ec2vmm_host::{
     disks::{Disk, OpenLayer},
@@ -20,7 +14,7 @@ use ec2vmm_vmm_api::{
 
 use crate::{
     born::{self, Kept},
-    guests, machine, tracer,
+    guests, tracer,
 };
 
 const THREADS: [Thread; 4] = [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager];
@@ -172,24 +166,12 @@ fn paged_machine(network: &OwnedFd, [state, memory]: &[File; 2]) -> Kept {
     machine
 }
 
-/// A snapshot to go on from.
-fn snapshot(network: &OwnedFd) -> [File; 2] {
-    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
-    let machine = Kept::start(born::parts(born::full(network), guests::idle(), None));
-    let request =
-        "POST /machine/snapshot HTTP/1.1\r\nHost: m\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
-    let control = UnixStream::connect(machine.path("control")).unwrap();
-    let answer = machine::exchange(control, request, &files.each_ref().map(AsFd::as_fd));
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    files
-}
-
 /// Until each of them is there and waits.
 fn wait_for_threads(machine: &Kept, names: &[&str]) {
     for name in names {
         // It is named, and waits, a moment after the event that says that the machine runs.
-        born::wait_until(|| thread_called(&machine, name).is_some());
-        let task = thread_called(&machine, name).unwrap();
+        born::wait_until(|| thread_called(machine, name).is_some());
+        let task = thread_called(machine, name).unwrap();
         let waits = || std::fs::read_to_string(format!("/proc/{}/task/{task}/stat", machine.pid)).unwrap();
         born::wait_until(|| waits().contains(") S "));
     }
@@ -201,13 +183,11 @@ fn threads_of_a_live_machine_are_killed_for_what_they_may_not_do() {
         return;
     }
     let network = empty_network().unwrap();
-    let files = snapshot(&network);
-    let kinds = [
-        (Thread::Main, "ec2vmm-vmm"),
-        (Thread::Vcpu, "vcpu0"),
-        (Thread::Disk, "disk0"),
-        (Thread::Pager, "pager"),
-    ];
+    let files = born::snapshot(&network);
+    let mut kinds = vec![(Thread::Main, "ec2vmm-vmm"), (Thread::Vcpu, "vcpu0"), (Thread::Disk, "disk0")];
+    if born::has_userfaultfd() {
+        kinds.push((Thread::Pager, "pager"));
+    }
     for (thread, name) in kinds {
         let machine = || match thread {
             Thread::Pager => paged_machine(&network, &files),

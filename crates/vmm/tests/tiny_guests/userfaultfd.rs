@@ -10,7 +10,7 @@ use std::{
 use ec2vmm_vmm_api::{
     Event, Exit, FailureKind, MachineConfig,
     config::MemoryBackend,
-    control::{Metrics, SnapshotTaken},
+    control::{Metrics, SnapshotTaken, WorkingSet},
 };
 
 use crate::{
@@ -145,6 +145,38 @@ fn what_is_touched_is_recorded_and_prefetched() {
 }
 
 #[test]
+fn a_working_set_ends_when_it_is_said_so() {
+    let files = written();
+    let record = tempfile::tempfile().unwrap();
+    let with = With { record: Some(&record), ..With::default() };
+    let Some(mut machine) = restore(&files, with) else { return };
+    assert_eq!(print(&mut machine), sum(0));
+    let answer = crate::ask(&machine, "PUT", "/machine/working-set");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let told: WorkingSet = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(print(&mut machine), sum(1));
+    assert!(crate::ask(&machine, "PUT", "/machine/working-set").starts_with("HTTP/1.1 409"));
+    machine.console.write_all(b"q").unwrap();
+    assert_eq!(machine.end().0.code(), Some(0));
+    let recorded = pages(&record);
+    assert_eq!(recorded.len() as u64, told.pages);
+    assert!(recorded.contains(&(FIRST + 7)) && !recorded.contains(&(FIRST + 8)));
+}
+
+#[test]
+fn a_working_set_that_cannot_be_written_is_told() {
+    let files = written();
+    let unwritable = File::open("/dev/null").unwrap();
+    let with = With { record: Some(&unwritable), ..With::default() };
+    let Some(mut machine) = restore(&files, with) else { return };
+    machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    assert!(crate::ask(&machine, "PUT", "/machine/working-set").starts_with("HTTP/1.1 500"));
+    machine.console.write_all(b"q").unwrap();
+    assert_eq!(machine.wait().code(), Some(0));
+    assert!(machine.log().contains("writing the working set"), "{}", machine.log());
+}
+
+#[test]
 fn a_reset_writes_the_working_set_and_lets_go_of_the_snapshot() {
     let files = written();
     let record = tempfile::tempfile().unwrap();
@@ -238,8 +270,8 @@ fn is_lost(mut machine: Machine) {
     let Event::Ended { exit, failure: Some(failure), .. } = &end else { panic!("{end:?}") };
     assert_eq!(*exit, Exit::Failed(FailureKind::BrokenSnapshot));
     assert!(failure.message.contains("memory file 0 was cut short while the machine ran"), "{failure:?}");
-    assert_eq!(machine.record(), end);
     assert_eq!(machine.wait().code(), Some(FailureKind::BrokenSnapshot.code().into()));
+    assert_eq!((machine.event(), machine.record()), (None, end), "it is told once");
 }
 
 #[test]

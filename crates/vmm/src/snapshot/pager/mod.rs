@@ -165,11 +165,17 @@ impl Pager {
         }
     }
 
-    /// Writes down which pages were touched, and notes no more. None: it was not asked for, or was done before.
+    /// Writes down which pages were touched, and notes no more. None: it was not asked for, or was done before. An
+    /// error changes nothing.
     pub(crate) fn record(&mut self) -> Option<io::Result<u64>> {
-        let (file, whose) = self.record.take()?;
-        let touched = self.shared.lock().touched.take().unwrap_or_default();
-        Some(working_set::write(&file, whose, &touched).map(|()| touched.len() as u64))
+        let (file, whose) = self.record.as_ref()?;
+        let touched = self.shared.lock().touched.clone().unwrap_or_default();
+        let written = working_set::write(file, *whose, &touched);
+        if written.is_ok() {
+            self.record = None;
+            self.shared.lock().touched = None;
+        }
+        Some(written.map(|()| touched.len() as u64))
     }
 
     /// Ends it, and waits for that. Nobody touches the memory any more, or only to find zeroes in what was
