@@ -106,6 +106,7 @@ rules! {
     SYS_pwrite64 by Main Pager: "the console's log and the record of events, a snapshot";
     SYS_preadv by Main Disk: "a disk's file, for the kernel on it and for the guest";
     SYS_pwritev by Main Disk: "a disk's file";
+    SYS_fadvise64 by Main Pager: "what of a snapshot's memory will be read soon";
     SYS_lseek by Main: "the size of a file; the kernel that was given";
     SYS_statx [Int(2, EMPTY_PATH)] by Main: "the size of an open file; of paths nothing is asked";
     SYS_fstat by Main: "what kind of file came for a disk that is attached";

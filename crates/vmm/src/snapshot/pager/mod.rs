@@ -122,7 +122,8 @@ impl Pager {
         report: Report,
     ) -> Result<Self, PagerError> {
         let Parts { userfault, files, ahead, record } = parts;
-        let (places, stack) = (Places::of(&memory), Stack::new(files));
+        let places = Places::of(&memory);
+        let stack = Stack::new(files, places.pages());
         let owed = stack.pages(places.pages());
         for span in places.blocks(&owed) {
             userfault.register(span).map_err(PagerError::refused("registering guest memory"))?;

@@ -1,56 +1,148 @@
 //! Which pages are still to come out of the memory files, out of which, and where to.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt};
 
 use ec2vmm_devices::Memory;
+use rustix::fs::Advice;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::super::memory_file::{Bitmap, MemoryFileError, PAGE_BYTES, Tail};
 use crate::userfault::Span;
 
-/// A full memory file, then differences. The newest that has a page is where the page is.
+/// The memory files.
 #[derive(Debug)]
-pub(super) struct Stack(Vec<(File, Tail)>);
+pub(super) struct Stack {
+    /// A full one, then differences. The newest that has a page is where the page is.
+    files: Vec<(File, Tail)>,
+    /// Of each, which windows of it the kernel was told to expect.
+    expected: Vec<Bitmap>,
+}
 
-/// Pages one after the other that are in the same file.
+/// Pages of one file that are not far from each other: read at once, with what lies between.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Run {
+pub(super) struct Piece {
     /// Which file, from 0.
     pub(super) file: usize,
-    /// The first page.
+    /// The first page, which is wanted.
     pub(super) first: u64,
-    /// How many.
-    pub(super) count: u64,
+    /// Of the 64 from there on those that are wanted, a bit each.
+    wanted: u64,
+}
+
+impl Piece {
+    pub(super) fn of_one(file: usize, page: u64) -> Self {
+        Self { file, first: page, wanted: 1 }
+    }
+
+    /// How many pages are read.
+    pub(super) fn count(self) -> u64 {
+        u64::from(u64::BITS - self.wanted.leading_zeros())
+    }
+
+    /// Behind the last.
+    pub(super) fn end(self) -> u64 {
+        self.first + self.count()
+    }
+
+    /// Whether this one is wanted.
+    pub(super) fn has(self, page: u64) -> bool {
+        (self.first..self.end()).contains(&page) && self.wanted >> (page - self.first) & 1 == 1
+    }
+
+    /// Those that are wanted.
+    #[cfg(test)]
+    pub(super) fn pages(self) -> impl Iterator<Item = u64> {
+        (self.first..self.end()).filter(move |page| self.has(*page))
+    }
+
+    /// Adds one, if it is not too far away.
+    fn take(&mut self, page: u64) -> bool {
+        let is_near =
+            (self.end()..=self.end() + GAP_PAGES).contains(&page) && page - self.first < PIECE_PAGES;
+        if is_near {
+            self.wanted |= 1 << (page - self.first);
+        }
+        is_near
+    }
 }
 
 impl Stack {
-    pub(super) fn new(files: Vec<(File, Tail)>) -> Self {
-        Self(files)
+    pub(super) fn new(files: Vec<(File, Tail)>, ram_pages: u64) -> Self {
+        let windows = ram_pages.div_ceil(AROUND_PAGES);
+        let expected = files.iter().map(|_| Bitmap::new(windows)).collect();
+        Self { files, expected }
     }
 
     /// All pages that are in any of them. Others are zero.
     pub(super) fn pages(&self, ram_pages: u64) -> Bitmap {
         let mut all = Bitmap::new(ram_pages);
-        self.0.iter().for_each(|(_, tail)| all.add(&tail.pages));
+        self.files.iter().for_each(|(_, tail)| all.add(&tail.pages));
         all
     }
 
-    /// The pages from `first` up to `end` that are owed and in the same file, if the first is.
-    pub(super) fn run(&self, owed: &Bitmap, first: u64, end: u64) -> Option<Run> {
-        let newest = |page| self.0.iter().rposition(|(_, tail)| tail.pages.has(page));
-        let file = newest(first).filter(|_| first < end && owed.has(first))?;
-        let count = (first..end).take_while(|&page| owed.has(page) && newest(page) == Some(file)).count();
-        Some(Run { file, first, count: count as u64 })
+    /// Which file a page is to come from, if it is owed.
+    pub(super) fn source(&self, owed: &Bitmap, page: u64) -> Option<usize> {
+        if owed.has(page) { self.files.iter().rposition(|(_, tail)| tail.pages.has(page)) } else { None }
     }
 
-    /// Reads a run.
+    /// The first piece of these pages, which rise, and how many of them are done with when it is brought. Pages
+    /// that are not owed need no bringing.
+    pub(super) fn piece(
+        &self,
+        owed: &Bitmap,
+        places: &Places,
+        pages: impl Iterator<Item = u64>,
+    ) -> (Option<Piece>, usize) {
+        let mut piece: Option<Piece> = None;
+        let mut done = 0;
+        for page in pages {
+            match (self.source(owed, page), &mut piece) {
+                (None, _) => {}
+                (Some(file), None) => piece = Some(Piece::of_one(file, page)),
+                // Whoever counts a page twice gets it once.
+                (Some(_), Some(piece)) if page + 1 == piece.end() => {}
+                (Some(file), Some(piece)) => {
+                    let is_beside = file == piece.file && places.end(page) == places.end(piece.first);
+                    if !is_beside || !piece.take(page) {
+                        break;
+                    }
+                }
+            }
+            done += 1;
+        }
+        (piece, done)
+    }
+
+    /// Has the kernel read a piece into its cache meanwhile.
+    pub(super) fn expect(&self, piece: Piece) {
+        self.advise(piece.file, piece.first, piece.count());
+    }
+
+    /// Has it read what lies around a page, once, as it does for files that are mapped.
+    pub(super) fn expect_around(&mut self, file: usize, page: u64) {
+        let window = page / AROUND_PAGES;
+        let Some(expected) = self.expected.get_mut(file).filter(|expected| !expected.has(window)) else {
+            return;
+        };
+        expected.set(window);
+        self.advise(file, window * AROUND_PAGES, AROUND_PAGES);
+    }
+
+    fn advise(&self, file: usize, first: u64, count: u64) {
+        let Some((file, _)) = self.files.get(file) else { return };
+        let len = NonZeroU64::new(count * PAGE_BYTES);
+        // It is read all the same, if later.
+        let _ = rustix::fs::fadvise(file, first * PAGE_BYTES, len, Advice::WillNeed);
+    }
+
+    /// Reads a piece.
     ///
     /// # Errors
     /// The file was cut short since it was opened, or cannot be read.
-    pub(super) fn read(&self, run: Run, into: &mut [u8]) -> Result<(), MemoryFileError> {
-        let index = run.file;
-        let Some((file, _)) = self.0.get(index) else { return Ok(()) };
-        file.read_exact_at(into, run.first * PAGE_BYTES).map_err(|source| match source.kind() {
+    pub(super) fn read(&self, piece: Piece, into: &mut [u8]) -> Result<(), MemoryFileError> {
+        let index = piece.file;
+        let Some((file, _)) = self.files.get(index) else { return Ok(()) };
+        file.read_exact_at(into, piece.first * PAGE_BYTES).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => MemoryFileError::Shortened { index },
             _ => MemoryFileError::Read { index, source },
         })
@@ -141,6 +233,12 @@ fn block_pages(ram_pages: u64) -> u64 {
     ram_pages.div_ceil(BLOCKS_MAX).next_power_of_two().max(HUGE_PAGE_PAGES)
 }
 
+/// The most that is read at once: what somebody waits for who has come too late.
+pub(super) const PIECE_PAGES: u64 = 64;
+/// What lies between two pages that are wanted is read with them if it is no more than this.
+const GAP_PAGES: u64 = 8;
+/// 128 KiB, as Linux reads around pages of mapped files (`read_ahead_kb`).
+const AROUND_PAGES: u64 = 32;
 /// What one entry of a page directory maps.
 const HUGE_PAGE_PAGES: u64 = 512;
 /// A mapping each, at worst, of the 65,530 that Linux lets a process have (`vm.max_map_count`).
@@ -155,7 +253,7 @@ mod tests {
 
     use super::{
         super::super::memory_file::{Bitmap, MemoryFileError, Tail},
-        BLOCKS_MAX, Place, Places, Run, Stack, block_pages,
+        BLOCKS_MAX, PIECE_PAGES, Piece, Place, Places, Stack, block_pages,
     };
     use crate::userfault::Span;
 
@@ -178,7 +276,7 @@ mod tests {
             let tail = Tail { id: Uuid::nil(), parent: None, pages: bitmap(pages.iter().copied(), PAGES) };
             (file, tail)
         };
-        Stack::new(files.iter().enumerate().map(file).collect())
+        Stack::new(files.iter().enumerate().map(file).collect(), PAGES)
     }
 
     fn files() -> impl Strategy<Value = Vec<Vec<u64>>> {
@@ -187,20 +285,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_page_comes_from_the_newest_file_that_has_it(files in files(), piece in 1..PAGES) {
+        fn every_page_comes_from_the_newest_file_that_has_it(
+            files in files(),
+            wanted in prop::collection::btree_set(0..PAGES, 0..64),
+        ) {
             let (stack, mut seen) = (stack(&files), vec![None; 64]);
-            let mut owed = stack.pages(PAGES);
-            while let Some((first, _)) = { let mut runs = owed.runs(); runs.next() } {
-                let run = stack.run(&owed, first, first + piece).unwrap();
-                let mut content = vec![0; usize::try_from(run.count * 4096).unwrap()];
-                stack.read(run, &mut content).unwrap();
-                for (page, content) in (run.first..).zip(content.chunks(4096)) {
+            let places = Places(vec![Place { first: 0, end: 40, start: 0 }, Place { first: 40, end: 64, start: 1 << 20 }]);
+            let (mut owed, mut done) = (stack.pages(PAGES), 0);
+            while let (Some(piece), count) = stack.piece(&owed, &places, wanted.iter().copied().skip(done)) {
+                let mut content = vec![0; usize::try_from(piece.count() * 4096).unwrap()];
+                stack.read(piece, &mut content).unwrap();
+                prop_assert!(piece.count() <= PIECE_PAGES && places.end(piece.first) >= piece.end());
+                for page in piece.pages() {
+                    let content = &content[usize::try_from((page - piece.first) * 4096).unwrap()..];
+                    prop_assert_eq!(seen[usize::try_from(page).unwrap()], None, "once");
                     seen[usize::try_from(page).unwrap()] = Some((content[0], u64::from(content[1])));
+                    owed.clear(page..page + 1);
                 }
-                owed.clear(run.first..run.first + run.count);
+                done += count;
             }
             let model = |page| {
-                let newest = files.iter().rposition(|pages| pages.contains(&page))?;
+                let newest = files.iter().rposition(|pages| pages.contains(&page) && wanted.contains(&page))?;
                 Some((u8::try_from(newest).unwrap(), page))
             };
             prop_assert_eq!(seen, (0..PAGES).map(model).collect::<Vec<_>>());
@@ -234,13 +339,39 @@ mod tests {
 
     #[test]
     fn a_file_that_ends_is_told_from_one_that_cannot_be_read() {
-        let stack = Stack::new(vec![
-            (tempfile::tempfile().unwrap(), Tail { id: Uuid::nil(), parent: None, pages: Bitmap::new(8) }),
-            (File::open("/").unwrap(), Tail { id: Uuid::nil(), parent: None, pages: Bitmap::new(8) }),
-        ]);
-        let read = |file| stack.read(Run { file, first: 0, count: 1 }, &mut [0; 4096]);
+        let stack = Stack::new(
+            vec![
+                (
+                    tempfile::tempfile().unwrap(),
+                    Tail { id: Uuid::nil(), parent: None, pages: Bitmap::new(8) },
+                ),
+                (File::open("/").unwrap(), Tail { id: Uuid::nil(), parent: None, pages: Bitmap::new(8) }),
+            ],
+            8,
+        );
+        let read = |file| stack.read(Piece::of_one(file, 0), &mut [0; 4096]);
         assert!(matches!(read(0), Err(MemoryFileError::Shortened { index: 0 })));
         assert!(matches!(read(1), Err(MemoryFileError::Read { index: 1, .. })));
+    }
+
+    #[test]
+    fn neighbours_that_are_not_far_are_read_together() {
+        let (stack, places) =
+            (stack(&[(0..PAGES).collect()]), Places(vec![Place { first: 0, end: PAGES, start: 0 }]));
+        let owed = stack.pages(PAGES);
+        let pieces = |pages: &[u64]| {
+            let mut rest = pages.iter().copied();
+            std::iter::from_fn(|| {
+                let (piece, done) = stack.piece(&owed, &places, rest.clone());
+                rest.by_ref().take(done).for_each(drop);
+                piece.map(|piece| (piece.first, piece.count(), piece.pages().count()))
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(pieces(&[1, 2, 3]), [(1, 3, 3)]);
+        assert_eq!(pieces(&[1, 10, 20]), [(1, 10, 2), (20, 1, 1)]);
+        assert_eq!(pieces(&[3, 3, 2, 63]), [(3, 1, 1), (2, 1, 1), (63, 1, 1)]);
+        assert_eq!(pieces(&(0..PAGES).collect::<Vec<_>>()), [(0, 64, 64)]);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use super::{
         working_set::{self, Whose},
     },
     Pager, Parts,
-    owed::{Places, Stack},
-    thread::{Ahead, PIECE_PAGES},
+    owed::{PIECE_PAGES, Places, Stack},
+    thread::Ahead,
 };
 use crate::{mailbox::Mailbox, memory, reclaim::Madvise, report::Report, userfault::Userfault};
 
@@ -281,16 +281,20 @@ proptest! {
         let have: Vec<u64> = have.into_iter().collect();
         let pages = bitmap(&have, MIB << 8);
         let tail = Tail { id: FULL, parent: None, pages: pages.clone() };
-        let stack = Stack::new(vec![(tempfile::tempfile().unwrap(), tail)]);
+        let stack = Stack::new(vec![(tempfile::tempfile().unwrap(), tail)], MIB << 8);
         let places = Places::of(&memory::map(MIB).unwrap());
         let (mut ahead, mut owed, mut came) = (Ahead::new(wanted.clone()), pages, Vec::new());
         if all {
             ahead.want_all();
         }
-        while let Some(run) = ahead.next(&owed, &stack, &places) {
-            prop_assert!((1..=PIECE_PAGES).contains(&run.count));
-            prop_assert_eq!(owed.clear(run.first..run.first + run.count), run.count, "each comes once");
-            came.extend(run.first..run.first + run.count);
+        loop {
+            ahead.plan(&owed, &stack, &places);
+            let Some(piece) = ahead.next() else { break };
+            prop_assert!((1..=PIECE_PAGES).contains(&piece.count()));
+            came.extend(piece.pages().filter(|page| owed.has(*page)));
+            for page in piece.pages() {
+                owed.clear(page..page + 1);
+            }
         }
         came.sort_unstable();
         let expected: Vec<u64> =

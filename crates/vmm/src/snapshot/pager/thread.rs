@@ -1,6 +1,7 @@
 //! The pager's thread.
 
 use std::{
+    collections::VecDeque,
     io, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::{Arc, atomic::Ordering},
@@ -13,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
     PagerError, Shared, State,
-    owed::{Places, Run, Stack},
+    owed::{PIECE_PAGES, Piece, Places, Stack},
 };
 use crate::{
     error::MachineError,
@@ -69,7 +70,7 @@ impl Drop for AbortOnPanic {
 fn end_the_process(shared: &Shared, error: &MachineError, news: &Sender, report: &Report) -> ! {
     let failure = error.failure();
     news.send(Notice::MemoryLost { failure: failure.clone() });
-    wait(&[], Some(GRACE));
+    wait([], Some(GRACE));
     if shared.claim_the_end() {
         let (exit, _) = report.failed(failure);
         report.finish();
@@ -100,7 +101,7 @@ impl Server {
             for address in &faults {
                 self.answer(*address)?;
             }
-            let next = {
+            {
                 let state = self.shared.lock();
                 if state.stop || state.left == 0 {
                     return Ok(());
@@ -108,15 +109,15 @@ impl Server {
                 if state.all {
                     self.ahead.want_all();
                 }
-                // Those who wait come first.
-                if faults.is_empty() { self.ahead.next(&state.owed, &self.stack, &self.places) } else { None }
-            };
-            match next {
-                Some(run) => {
-                    self.bring(run, Why::Ahead)?;
+                self.ahead.plan(&state.owed, &self.stack, &self.places);
+            }
+            self.ahead.announce(&self.stack);
+            // Those who wait come first.
+            if faults.is_empty() {
+                match self.ahead.next() {
+                    Some(piece) => self.bring(piece, Why::Ahead).map(drop)?,
+                    None => self.wait(),
                 }
-                None if faults.is_empty() => self.wait(),
-                None => {}
             }
         }
     }
@@ -126,44 +127,51 @@ impl Server {
         let bell = &self.shared.bell;
         // SAFETY: the descriptor is open as long as `bell` is borrowed.
         let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.as_raw_fd()) };
-        wait(&[self.userfault.as_fd(), bell_fd], None);
-        // It fails if it has not rung.
-        let _ = bell.read();
+        if let [_, true] = wait([self.userfault.as_fd(), bell_fd], None) {
+            // The only failure is that it has not rung.
+            let _ = bell.read();
+        }
     }
 
     /// Somebody waits for the page at this address.
     fn answer(&mut self, address: u64) -> Result<(), PagerError> {
         let outside = || PagerError::refused("finding a page")(io::ErrorKind::InvalidData.into());
         let page = self.places.page(address).ok_or_else(outside)?;
-        let run = self.stack.run(&self.shared.lock().owed, page, page + 1);
-        match run.map(|run| self.bring(run, Why::Touched)).transpose()? {
-            Some(1) => Ok(()),
-            _ => self.zero(page),
+        let source = self.stack.source(&self.shared.lock().owed, page);
+        let Some(file) = source else { return self.zero(page) };
+        self.stack.expect_around(file, page);
+        match self.bring(Piece::of_one(file, page), Why::Touched)? {
+            0 => self.zero(page),
+            _ => Ok(()),
         }
     }
 
-    /// Reads a run, and puts there what of it is still owed. How many pages that was.
-    fn bring(&mut self, run: Run, why: Why) -> Result<u64, PagerError> {
-        let len = usize::try_from(run.count * PAGE_BYTES).unwrap_or(0);
-        let content = self.buffer.get_mut(..len).unwrap_or_default();
-        self.stack.read(run, content)?;
+    /// Reads a piece, and puts there what of it is still owed. How many pages that was.
+    fn bring(&mut self, piece: Piece, why: Why) -> Result<u64, PagerError> {
+        let is_wanted = |state: &State, page| piece.has(page) && state.owed.has(page);
+        let state = self.shared.lock();
+        if !(piece.first..piece.end()).any(|page| is_wanted(&state, page)) {
+            return Ok(0);
+        }
+        drop(state);
+        let bytes = |pages: u64| usize::try_from(pages * PAGE_BYTES).unwrap_or(0);
+        let content = self.buffer.get_mut(..bytes(piece.count())).unwrap_or_default();
+        self.stack.read(piece, content)?;
         let mut state = self.shared.lock();
-        let mut page = run.first;
-        let mut brought = 0;
-        while page < run.first + run.count {
-            let owed = (page..run.first + run.count).take_while(|&page| state.owed.has(page)).count() as u64;
-            if owed == 0 {
+        let (mut page, mut brought) = (piece.first, 0);
+        while page < piece.end() {
+            let count = (page..piece.end()).take_while(|&page| is_wanted(&state, page)).count() as u64;
+            if count == 0 {
                 page += 1;
                 continue;
             }
-            let bytes = |pages: u64| usize::try_from(pages * PAGE_BYTES).unwrap_or(0);
-            let at = bytes(page - run.first);
-            let content = self.buffer.get(at..at + bytes(owed)).unwrap_or_default();
+            let at = bytes(page - piece.first);
+            let content = self.buffer.get(at..at + bytes(count)).unwrap_or_default();
             // Before: then it is known to whoever goes on.
-            self.note(&mut state, page, owed, why);
+            self.note(&mut state, page, count, why);
             self.put(page, content)?;
-            brought += state.forget(page..page + owed);
-            page += owed;
+            brought += state.forget(page..page + count);
+            page += count;
         }
         if state.left == 0 {
             self.shared.done.notify_all();
@@ -247,6 +255,10 @@ pub(super) struct Ahead {
     next: usize,
     /// All that there is, from this page on.
     all: Option<u64>,
+    /// The next pieces.
+    planned: VecDeque<Piece>,
+    /// How many of them the kernel knows of.
+    announced: usize,
 }
 
 impl Ahead {
@@ -254,40 +266,53 @@ impl Ahead {
     /// brought together.
     pub(super) fn new(mut pages: Vec<u32>) -> Self {
         pages.chunks_mut(SORTED_TOGETHER).for_each(<[u32]>::sort_unstable);
-        Self { pages, next: 0, all: None }
+        Self { pages, next: 0, all: None, planned: VecDeque::new(), announced: 0 }
     }
 
     pub(super) fn want_all(&mut self) {
         self.all.get_or_insert(0);
     }
 
-    /// The next piece.
-    pub(super) fn next(&mut self, owed: &Bitmap, stack: &Stack, places: &Places) -> Option<Run> {
-        while let Some(&page) = self.pages.get(self.next) {
-            let rest = self.pages.get(self.next..).unwrap_or_default();
-            let neighbours = (page..).zip(rest).take_while(|(wanted, page)| wanted == *page).count();
-            let first = u64::from(page);
-            let end = (first + (neighbours as u64).min(PIECE_PAGES)).min(places.end(first));
-            match stack.run(owed, first, end) {
-                Some(run) => {
-                    self.next += usize::try_from(run.count).unwrap_or(neighbours);
-                    return Some(run);
-                }
-                None => self.next += 1,
+    /// Sees to it that some pieces are planned, if there are.
+    pub(super) fn plan(&mut self, owed: &Bitmap, stack: &Stack, places: &Places) {
+        while self.planned.len() < PLANNED_MAX {
+            let Some(piece) = self.plan_one(owed, stack, places) else { return };
+            self.planned.push_back(piece);
+        }
+    }
+
+    fn plan_one(&mut self, owed: &Bitmap, stack: &Stack, places: &Places) -> Option<Piece> {
+        if let Some(rest) = self.pages.get(self.next..).filter(|rest| !rest.is_empty()) {
+            let (piece, done) = stack.piece(owed, places, rest.iter().copied().map(u64::from));
+            self.next += done;
+            if piece.is_some() {
+                return piece;
             }
         }
         // What it was is of no use any more.
         (self.pages, self.next) = (Vec::new(), 0);
         let first = owed.next(self.all?)?;
-        let run = stack.run(owed, first, (first + PIECE_PAGES).min(places.end(first)))?;
-        self.all = Some(first + run.count);
-        Some(run)
+        let (piece, _) = stack.piece(owed, places, first..first + PIECE_PAGES);
+        self.all = piece.map(Piece::end);
+        piece
+    }
+
+    /// Has the kernel begin to read what is planned.
+    fn announce(&mut self, stack: &Stack) {
+        self.planned.iter().skip(self.announced).for_each(|piece| stack.expect(*piece));
+        self.announced = self.planned.len();
+    }
+
+    /// The next piece of what is planned.
+    pub(super) fn next(&mut self) -> Option<Piece> {
+        self.announced = self.announced.saturating_sub(1);
+        self.planned.pop_front()
     }
 }
 
-/// Waits until one of these can be read, or so long.
-fn wait(these: &[BorrowedFd<'_>], time: Option<Duration>) {
-    let mut polled: Vec<_> = these.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+/// Waits until some of these can be read, or so long. Which of them can.
+fn wait<const N: usize>(these: [BorrowedFd<'_>; N], time: Option<Duration>) -> [bool; N] {
+    let mut polled = these.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let time = time.map(|time| Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: time.subsec_nanos().into(),
@@ -296,13 +321,15 @@ fn wait(these: &[BorrowedFd<'_>], time: Option<Duration>) {
         // Whoever has called looks again.
         log::debug!("the pager waits: {error}");
     }
+    polled.map(|fd| !fd.revents().is_empty())
 }
 
-/// The most that is read at once: what somebody waits for who has come too late.
-pub(super) const PIECE_PAGES: u64 = 64;
 const PIECE_LEN: usize = 256 * 1024;
+const _: () = assert!(PIECE_LEN as u64 == PIECE_PAGES * PAGE_BYTES, "a piece fits");
 /// Pages of a working set that are brought in the order of memory and not of time: 4 MiB.
 const SORTED_TOGETHER: usize = 1024;
+/// How many pieces the kernel reads at a time while one is brought.
+const PLANNED_MAX: usize = 16;
 /// See [`working_set::PAGES_MAX`].
 const TOUCHED_MAX: usize = 1 << 19;
 const _: () = assert!(TOUCHED_MAX as u64 == working_set::PAGES_MAX, "what is noted can be written");
