@@ -135,6 +135,10 @@ impl Machine {
     /// Lives until the machine's end, and reports it.
     pub fn live(mut self) -> Exit {
         let end = self.live_until_the_end();
+        while !self.memory_lost && self.pager.as_ref().is_some_and(|pager| !pager.claim_the_end()) {
+            // The pager has lost the memory meanwhile, and is telling that.
+            std::thread::park();
+        }
         self.console.finish();
         let exit = match end {
             Ok((exit, failure)) => {

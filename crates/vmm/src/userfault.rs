@@ -10,6 +10,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use rustix::process::{Resource, getrlimit};
+
 /// There is no userfaultfd that serves the kernel's accesses to memory.
 #[derive(Debug, thiserror::Error)]
 #[error("making a userfaultfd")]
@@ -54,7 +56,8 @@ impl Userfault {
             return Err(NoUserfaultfd(io::Error::last_os_error()));
         }
         // SAFETY: the descriptor is new, and nobody else's.
-        let made = Self(unsafe { OwnedFd::from_raw_fd(made) }.into());
+        let made = unsafe { OwnedFd::from_raw_fd(made) };
+        let made = Self(move_up(&made).map_err(|errno| NoUserfaultfd(errno.into()))?.into());
         let mut api = [UFFD_API, 0, 0];
         made.ask(UFFDIO_API, &mut api).map_err(NoUserfaultfd)?;
         Ok(made)
@@ -130,6 +133,15 @@ impl AsFd for Userfault {
     }
 }
 
+/// Gives it a higher number than any of KVM's. When a process is killed, Linux lets go of what it had open from the
+/// highest number down; and where KVM lets go of a VM it waits for the kernel's threads that wait for pages on the
+/// VM's behalf (asynchronous page faults), which nothing frees but the end of the userfaultfd.
+fn move_up(made: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(NUMBER_MAX).min(NUMBER_MAX);
+    let number = RawFd::try_from(limit.saturating_sub(1)).unwrap_or_default();
+    rustix::io::fcntl_dupfd_cloexec(made, number)
+}
+
 #[allow(clippy::cast_possible_truncation, reason = "descriptors are ints")]
 fn make_by_call(flags: libc::c_int) -> RawFd {
     // SAFETY: it takes flags, and gives a new descriptor.
@@ -156,6 +168,8 @@ fn address(message: &[u8; MESSAGE_BYTES]) -> Option<u64> {
     rest.get(15..)?.first_chunk().map(|address| u64::from_ne_bytes(*address))
 }
 
+/// Beyond what a machine without thousands of vsock streams opens; the kernel's table grows with it.
+const NUMBER_MAX: u64 = 4096;
 const UFFD_API: u64 = 0xaa;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const REGISTER_MODE_MISSING: u64 = 1;

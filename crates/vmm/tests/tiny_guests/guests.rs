@@ -350,6 +350,7 @@ guests! {
     /// Works on 64 pages from 4 MiB on. For every byte that it reads: 'w' writes 1, 2, 3, ... into them, one number
     /// a page; 'q' powers it off; any other reads the next eight and prints the lowest byte of their sum.
     pages:
+        "sti"
         "mov ebx, 0x400000"
         "2: mov dx, 0x3fd"
         "in al, dx"
