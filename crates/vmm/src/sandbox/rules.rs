@@ -170,7 +170,10 @@ rules! {
     SYS_exit_group by Main Pager: "the end of the process";
     SYS_clock_gettime by Main Vcpu Disk Pager: "the time, on a host whose clock cannot be read without a call";
 
-    // KVM (Documentation/virt/kvm/api.rst): making a VM, for each boot and reboot.
+    // KVM (Documentation/virt/kvm/api.rst). The rules of a call are tried in turn, and this one holds at each
+    // exit of a guest.
+    SYS_ioctl [Int(1, KVM_RUN)] by Main Vcpu: "the guest runs";
+    // Making a VM, for each boot and reboot.
     SYS_ioctl [Int(1, KVM_GET_API_VERSION)] by Main: "what was handed in is KVM";
     SYS_ioctl [Int(1, KVM_CREATE_VM)] by Main: "a VM";
     SYS_ioctl [Int(1, KVM_CHECK_EXTENSION)] by Main: "what this KVM can do";
@@ -187,8 +190,7 @@ rules! {
     SYS_ioctl [Int(1, KVM_SET_SREGS)] by Main: "a vCPU's registers at the start";
     SYS_ioctl [Int(1, KVM_GET_SREGS)] by Main Vcpu: "the same; where a guest has crashed";
     SYS_ioctl [Int(1, KVM_GET_REGS)] by Main Vcpu: "where a guest has crashed";
-    // And using it.
-    SYS_ioctl [Int(1, KVM_RUN)] by Main Vcpu: "the guest runs";
+    // Using it.
     SYS_ioctl [Int(1, KVM_IRQFD)] by Main Vcpu: "an eventfd becomes an interrupt, when the driver says which";
     SYS_ioctl [Int(1, KVM_IOEVENTFD)] by Main Vcpu: "a doorbell becomes an eventfd, where the driver puts it";
     SYS_ioctl [Int(1, KVM_SET_GSI_ROUTING)] by Main Vcpu: "interrupts go where the driver says";
