@@ -17,9 +17,9 @@ use crate::{
         backup::Backup, completions::Completions, console::ConsoleArgs, cost::CostArgs, events::EventsArgs,
         image_inspect::Inspect, image_ls::ImageLs, image_register::ImageRegister, image_rm::ImageRm,
         key_create::KeyCreate, key_import::KeyImport, key_ls::KeyLs, key_rm::KeyRm, launch::Launch, ls::Ls,
-        machine_snapshot::MachineSnapshot, man::Man, modify::Modify, reboot::Reboot, show::Show,
-        start::Start, status::StatusArgs, stop::Stop, tag::TagArgs, terminate::Terminate, top::Top,
-        types::Types, untag::UntagArgs, wait::Wait,
+        machine_merge::MachineMerge, machine_snapshot::MachineSnapshot, man::Man, modify::Modify,
+        reboot::Reboot, show::Show, start::Start, status::StatusArgs, stop::Stop, tag::TagArgs,
+        terminate::Terminate, top::Top, types::Types, untag::UntagArgs, wait::Wait,
     },
     value::{
         balloon::Balloon,
@@ -236,10 +236,11 @@ pub(crate) enum ImageCommand {
     Inspect(Inspect),
 }
 
-/// Machines of `ec2vmm run`, by their control sockets
+/// Machines of `ec2vmm run`, by their control sockets, and their snapshots
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineCommand {
     Snapshot(MachineSnapshot),
+    Merge(MachineMerge),
 }
 
 const SIZE: &str = "Size";

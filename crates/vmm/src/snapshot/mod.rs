@@ -6,6 +6,8 @@
 //! | state ([`file`]) | a [`Document`]: registers, devices, what the machine is made of |
 //! | memory ([`memory_file`]) | guest memory, page by page where it was, so that it can be mapped |
 //!
+//! How the files say what they are is in [`ec2vmm_snapshot`].
+//!
 //! A machine that goes on maps the memory file, or has a [`pager`] bring pages in when they are touched, and those
 //! of a [`working_set`] ahead.
 //!
@@ -14,6 +16,8 @@
 //!
 //! Invariant: what is read from the files is believed by nobody. A file that makes no sense is a
 //! [`RestoreError`]; at worst it is a guest that crashes.
+
+pub use ec2vmm_snapshot::MemoryFileError;
 
 mod document;
 pub mod file;
@@ -28,7 +32,6 @@ mod working_set;
 
 pub use self::{
     document::{DiskShape, Document, LayerStamp, NetShape, Shape},
-    memory_file::MemoryFileError,
     open::{PagerParts, RestoreError, Snapshot},
     pager::PagerError,
     take::{Files, TakeError},

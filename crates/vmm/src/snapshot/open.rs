@@ -8,12 +8,12 @@ use std::{
 };
 
 use ec2vmm_devices::{Memory, pci, state::BadState};
+use ec2vmm_snapshot::{MemoryFileError, Tail, check_chain, read_tail};
 use ec2vmm_vmm_api::{FailureKind, MachineConfig, config::Clock};
 
 use super::{
-    DiskShape, Document, MemoryFileError, NetShape, Shape,
+    DiskShape, Document, NetShape, Shape,
     file::{self, FileError},
-    memory_file::{self, Tail},
     pager::{self, Pager},
     stamp,
     working_set::{self, Whose, WorkingSetError},
@@ -150,9 +150,9 @@ impl Snapshot {
         let memory: Vec<_> = memory
             .into_iter()
             .enumerate()
-            .map(|(index, file)| memory_file::read_tail(&file, index, ram_bytes).map(|tail| (file, tail)))
+            .map(|(index, file)| read_tail(&file, index, ram_bytes).map(|tail| (file, tail)))
             .collect::<Result<_, _>>()?;
-        check_chain(&document, memory.iter().map(|(_, tail)| tail))?;
+        check_chain(document.id, memory.iter().map(|(_, tail)| tail))?;
         Ok(Self { document, clock, track, memory })
     }
 
@@ -246,28 +246,6 @@ fn check_devices(then: &Shape, now: &Shape) -> Result<(), RestoreError> {
         if let Some(difference) = stamp::difference(then, now) {
             return Err(RestoreError::Disk { index, serial: then.serial.clone(), difference });
         }
-    }
-    Ok(())
-}
-
-/// A full file, then differences, each to the one before, the last of them this snapshot's.
-fn check_chain<'a>(
-    document: &Document,
-    tails: impl Iterator<Item = &'a Tail>,
-) -> Result<(), MemoryFileError> {
-    let mut last = None;
-    for tail in tails {
-        match (last, tail.parent) {
-            (None, Some(_)) => return Err(MemoryFileError::Chain("the first memory file is a difference")),
-            (Some(_), None) => return Err(MemoryFileError::Chain("a second memory file is a full one")),
-            (Some(before), Some(parent)) if before != parent => {
-                return Err(MemoryFileError::Chain("a memory file is a difference to another snapshot's"));
-            }
-            _ => last = Some(tail.id),
-        }
-    }
-    if last != Some(document.id) {
-        return Err(MemoryFileError::Chain("the memory is another snapshot's than the state"));
     }
     Ok(())
 }

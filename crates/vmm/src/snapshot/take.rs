@@ -8,13 +8,11 @@ use std::{
 };
 
 use ec2vmm_devices::{Memory, rtc::WallClock};
+use ec2vmm_snapshot::Bitmap;
 use ec2vmm_vmm_api::control::{Problem, SnapshotKind, SnapshotRequest, SnapshotTaken, State};
 use uuid::Uuid;
 
-use super::{
-    Document, Shape, Tracking, file,
-    memory_file::{self, Bitmap},
-};
+use super::{Document, Shape, Tracking, file, memory_file};
 use crate::{
     clock::HostClock,
     entropy,

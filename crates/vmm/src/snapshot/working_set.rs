@@ -16,9 +16,8 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
+use ec2vmm_snapshot::{CRC, PAGE_BYTES};
 use uuid::Uuid;
-
-use super::{file::CRC, memory_file::PAGE_BYTES};
 
 /// A file of a working set cannot be used.
 #[derive(Debug, thiserror::Error)]

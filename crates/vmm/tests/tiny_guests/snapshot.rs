@@ -319,6 +319,26 @@ fn differences_are_put_onto_the_full_snapshot() {
 }
 
 #[test]
+fn a_merged_snapshot_is_the_last_of_its_chain() {
+    let mut machine = start(guests::letters());
+    assert_eq!(print(&mut machine), *b"aaa");
+    let (full, _) = take(&machine, r#"{"track":true}"#);
+    assert_eq!(print(&mut machine), *b"bbb");
+    let (difference, _) = take(&machine, r#"{"kind":"difference","track":true}"#);
+    assert_eq!(print(&mut machine), *b"ccc");
+    let (later, _) = take(&machine, r#"{"kind":"difference"}"#);
+    machine.kill();
+    let document = ec2vmm_snapshot::read_document(&mut content(&difference.state).as_slice()).unwrap();
+    let head = ec2vmm_snapshot::read_head(&document).unwrap();
+    let merged = tempfile::tempfile().unwrap();
+    ec2vmm_snapshot::merge(&head, &[full.memory, difference.memory], &merged).unwrap();
+    assert_eq!(print(&mut restore_chain(&config(), false, &difference.state, &[&merged])), *b"ccc");
+    // What was a difference to the last is one to the merged one.
+    let chain = [&merged, &later.memory];
+    assert_eq!(print(&mut restore_chain(&config(), false, &later.state, &chain)), *b"ddd");
+}
+
+#[test]
 fn a_restored_machine_knows_what_it_has_changed() {
     let mut machine = start(guests::letters());
     assert_eq!(print(&mut machine), *b"aaa");

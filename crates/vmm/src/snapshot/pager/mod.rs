@@ -29,16 +29,14 @@ use std::{
 };
 
 use ec2vmm_devices::Memory;
+use ec2vmm_snapshot::{Bitmap, MemoryFileError, Tail};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::{
     owed::{Places, Stack},
     thread::{Ahead, Server},
 };
-use super::{
-    memory_file::{Bitmap, MemoryFileError, Tail},
-    working_set::{self, Whose},
-};
+use super::working_set::{self, Whose};
 use crate::{mailbox::Sender, report::Report, userfault::Userfault};
 
 /// Guest memory cannot be brought in, or not any more.

@@ -3,10 +3,10 @@
 use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt};
 
 use ec2vmm_devices::Memory;
+use ec2vmm_snapshot::{Bitmap, MemoryFileError, PAGE_BYTES, Tail};
 use rustix::fs::Advice;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::super::memory_file::{Bitmap, MemoryFileError, PAGE_BYTES, Tail};
 use crate::userfault::Span;
 
 /// The memory files.
@@ -248,13 +248,11 @@ const BLOCKS_MAX: u64 = 8192;
 mod tests {
     use std::{fs::File, os::unix::fs::FileExt};
 
+    use ec2vmm_snapshot::{Bitmap, MemoryFileError, Tail};
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    use super::{
-        super::super::memory_file::{Bitmap, MemoryFileError, Tail},
-        BLOCKS_MAX, PIECE_PAGES, Piece, Place, Places, Stack, block_pages,
-    };
+    use super::{BLOCKS_MAX, PIECE_PAGES, Piece, Place, Places, Stack, block_pages};
     use crate::userfault::Span;
 
     const PAGES: u64 = 64;

@@ -6,13 +6,14 @@ use std::{
 };
 
 use ec2vmm_devices::{Memory, virtio::balloon::Reclaim};
+use ec2vmm_snapshot::{Bitmap, PAGE_BYTES, Tail, read_tail};
 use proptest::prelude::*;
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{
     super::{
-        memory_file::{self, Bitmap, PAGE_BYTES, Tail},
+        memory_file,
         working_set::{self, Whose},
     },
     Pager, Parts,
@@ -61,7 +62,7 @@ fn full(mib: u64, pages: impl IntoIterator<Item = u64>) -> (File, Tail) {
     let (before, file) = (memory::map(mib).unwrap(), tempfile::tempfile().unwrap());
     pages.into_iter().for_each(|page| set(&before, page, 1));
     memory_file::write(&before, &file, FULL, None).unwrap();
-    let tail = memory_file::read_tail(&file, 0, mib << 20).unwrap();
+    let tail = read_tail(&file, 0, mib << 20).unwrap();
     (file, tail)
 }
 
@@ -70,7 +71,7 @@ fn difference(mib: u64, pages: &[u64], version: u8) -> (File, Tail) {
     pages.iter().for_each(|page| set(&before, *page, version));
     let changed = bitmap(pages, mib << 8);
     memory_file::write(&before, &file, Uuid::from_u128(version.into()), Some((&changed, FULL))).unwrap();
-    let tail = memory_file::read_tail(&file, 0, mib << 20).unwrap();
+    let tail = read_tail(&file, 0, mib << 20).unwrap();
     (file, tail)
 }
 

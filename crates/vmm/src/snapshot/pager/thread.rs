@@ -10,6 +10,7 @@ use std::{
 };
 
 use ec2vmm_devices::Memory;
+use ec2vmm_snapshot::{Bitmap, PAGE_BYTES};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
@@ -21,10 +22,7 @@ use crate::{
     mailbox::{Notice, Sender},
     report::Report,
     sandbox,
-    snapshot::{
-        memory_file::{Bitmap, PAGE_BYTES},
-        working_set,
-    },
+    snapshot::working_set,
     userfault::{Put, Span, Userfault},
 };
 
