@@ -3,6 +3,9 @@
 //! The driver's buffers are taken from its queue ahead of the frame, so that the kernel can write the
 //! frame into them. What of a frame does not fit goes to `spill`, and the frame waits, parked, for more
 //! buffers.
+//!
+//! How many buffers are ahead follows the frames: for a small frame after a small one a few will do. Where
+//! frames can be large, the kernel would otherwise be told of some fifty buffers for each of them, however small.
 
 use std::{collections::VecDeque, io, sync::Arc};
 
@@ -15,8 +18,10 @@ use crate::{
 pub(super) struct Receiver {
     queue: VirtQueue,
     mergeable: bool,
-    /// Bytes of buffers to have at hand before a frame is taken.
-    wanted: u64,
+    /// Frames can be larger than an Ethernet's.
+    large_frames: bool,
+    /// How long the last frame was.
+    last: u64,
     /// Chains taken from the queue, and their lengths.
     chains: VecDeque<(u16, u32)>,
     /// The buffers of `chains`, one after the other.
@@ -40,7 +45,8 @@ impl Receiver {
     pub(super) fn new(queue: VirtQueue, mergeable: bool, large_frames: bool) -> Self {
         Self {
             mergeable,
-            wanted: wanted(large_frames),
+            large_frames,
+            last: 0,
             chains: VecDeque::new(),
             room: Buffers::new(Arc::clone(queue.memory())),
             stray: Buffers::new(Arc::clone(queue.memory())),
@@ -59,7 +65,7 @@ impl Receiver {
 
     /// From now on frames can be large, or cannot.
     pub(super) fn expect_large(&mut self, large_frames: bool) {
-        self.wanted = wanted(large_frames);
+        self.large_frames = large_frames;
     }
 
     /// Move frames until the port has no more, the driver has no more room, the limiter has shut, or it is
@@ -121,6 +127,7 @@ impl Receiver {
             Ok(len) if !self.is_wanted(len as u64, filter) => counters.rx_filtered += 1,
             Ok(len) => {
                 let len = len as u64;
+                self.last = len;
                 limiter.charge(len - HEADER_LEN);
                 if len > self.room.len() {
                     self.parked = Some(Frame { len, filled: self.room.len() });
@@ -136,6 +143,11 @@ impl Receiver {
             }
         }
         Ok(true)
+    }
+
+    /// Bytes of buffers to have at hand before a frame is taken.
+    fn wanted(&self) -> u64 {
+        if self.large_frames && self.last > FRAME_USUAL { FRAME_MAX } else { FRAME_USUAL }
     }
 
     /// Whether the driver's filter lets the frame through that was just received.
@@ -160,7 +172,7 @@ impl Receiver {
     /// Take buffers from the queue until there are enough, or none are left, or one was refused. True: no
     /// more can be taken, whatever the driver adds.
     fn gather(&mut self, counters: &mut Counters) -> Result<bool, GuestFault> {
-        let enough = self.parked.map_or(self.wanted, |frame| frame.len);
+        let enough = self.parked.map_or_else(|| self.wanted(), |frame| frame.len);
         let most = if self.mergeable { usize::from(self.queue.size()) } else { 1 };
         while self.room.len() < enough {
             if self.chains.len() >= most {
@@ -215,10 +227,6 @@ impl Receiver {
         counters.rx_bytes += len - HEADER_LEN;
         self.queue.complete_together(&self.used)
     }
-}
-
-fn wanted(large_frames: bool) -> u64 {
-    if large_frames { FRAME_MAX } else { FRAME_USUAL }
 }
 
 /// Enough for the frames of an Ethernet that offloads nothing, in bytes.

@@ -44,6 +44,8 @@ struct Ends {
     enabled: bool,
     /// What sending answers, if not that it is done.
     failure: Option<io::ErrorKind>,
+    /// How many buffers each frame was offered.
+    offered: Vec<usize>,
 }
 
 impl Cable {
@@ -77,6 +79,7 @@ impl Port for Cable {
         if frame.is_empty() {
             return Err(io::Error::other("the cable is cut"));
         }
+        ends.offered.push(buffers.segments());
         let done = buffers.write_at(0, &frame);
         spill[..frame.len() - done].copy_from_slice(&frame[done..]);
         Ok(frame.len())
@@ -185,6 +188,22 @@ fn a_large_frame_is_spread_over_buffers() {
     let pieces: Vec<(Buffer, u32)> =
         rooms.iter().zip(&used).skip(3).map(|(room, (_, len))| (*room, *len)).collect();
     assert_eq!(f.frame_in(&pieces), expected);
+}
+
+#[test]
+fn buffers_are_ahead_as_many_as_frames_need() {
+    let mut f = fixture(MRG | GUEST_CSUM | GUEST_TSO4, 256);
+    let rooms: Vec<Buffer> = (0..200).map(|_| f.guest.room(1526)).collect();
+    rooms.iter().for_each(|room| drop(f.guest.ring(RX).add(&[*room])));
+    [100, 65_000, 65_000, 1000, 1000].map(|len| f.arrives(frame(len)));
+    f.wake(Wake::Source(0));
+    // A frame that came unexpectedly large left none of its buffers behind.
+    assert_eq!(f.cable.ends().offered, [2, 2, 43, 43, 42]);
+    (0..60).for_each(|_| f.arrives(frame(1000)));
+    f.wake(Wake::Source(0));
+    assert_eq!(f.cable.ends().offered.last(), Some(&2));
+    assert_eq!(f.count("rx_frames"), 65);
+    assert_eq!(f.count("rx_bytes"), 100 + 2 * 65_000 + 62 * 1000);
 }
 
 #[test]
