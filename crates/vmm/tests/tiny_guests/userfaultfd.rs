@@ -314,6 +314,35 @@ fn a_file_that_is_cut_short_ends_the_machine_whoever_waits() {
 }
 
 #[test]
+fn without_the_device_the_system_call_does_it() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIPPED: not root");
+    }
+    let files = written();
+    let backend = MemoryBackend::Userfaultfd { device: None, prefetch: None, record: None };
+    let memory = [&files.memory];
+    let mut machine = snapshot::restore_by(&config(), false, backend, vec![], &files.state, &memory);
+    assert_eq!(print(&mut machine), sum(0));
+}
+
+#[test]
+fn one_whose_memory_is_brought_in_is_small_too() {
+    const BUDGET_KIB: u64 = 5 * 1024;
+    let files = written();
+    let Some(first) = restore(&files, With::default()) else { return };
+    // What is of the program's file they share.
+    let mut machines = [first, restore(&files, With::default()).unwrap()];
+    for machine in &mut machines {
+        for eight in 0..8 {
+            assert_eq!(print(machine), sum(eight));
+        }
+    }
+    let kinds = ["Private_Clean:", "Private_Dirty:"];
+    let kib = crate::memory::kib_beyond_the_guests(machines[0].process.id(), &kinds);
+    assert!((1..=BUDGET_KIB).contains(&kib), "{kib} KiB beyond the guest's memory");
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_the_reason() {
     let files = written();
     let record = tempfile::tempfile().unwrap();
