@@ -18,6 +18,11 @@ use ec2vmm_vmm_api::{
 
 use crate::{
     get, guests,
+    hostile::{
+        BALLOON,
+        driver::{BUFFERS, Descriptor, Driver},
+        script::{Script, Width, once},
+    },
     machine::Machine,
     snapshot::{self, Files, config, content, print, refused_by, start, take},
 };
@@ -265,6 +270,52 @@ fn two_processors_go_on_and_a_pause_holds_them() {
         assert!(crate::ask(&machine, "PUT", "/machine/resume").starts_with("HTTP/1.1 204"));
         assert_eq!(print(&mut machine), *letters);
     }
+}
+
+/// A guest that writes to two pages, says so, waits until the host wants a page, gives the first, and prints both.
+fn giver() -> Vec<u8> {
+    const CONFIG: u64 = 0x2000;
+    let (given, kept, list) = (BUFFERS, BUFFERS + 4096, BUFFERS + 3 * 4096);
+    let (mut script, mut driver) = (Script::default(), Driver::new(BALLOON));
+    driver.start(&mut script, &[0, 1]);
+    script.bytes(given, b"g");
+    script.bytes(kept, b"k");
+    script.write(once(Width::Double, list, given / 4096));
+    script.write_port(once(Width::Byte, 0x3f8, b'1'.into()));
+    // How many pages are wanted is the first field of the configuration.
+    script.wait_for_ever(driver.bar + CONFIG, u32::MAX, 1);
+    driver.describe(&mut script, 0, 0, Descriptor { address: list, len: 4, flags: 0, next: 0 });
+    driver.offer(&mut script, 0, 0);
+    driver.kick(&mut script, 0);
+    driver.wait(&mut script, 0);
+    script.print_from(given);
+    script.print_from(kept);
+    script.kernel()
+}
+
+#[test]
+fn a_page_that_the_balloon_has_taken_is_zero_and_not_the_snapshots() {
+    let mut machine = Machine::start_with(&config(), &giver());
+    let mut said = [0];
+    machine.console.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"1");
+    let (files, _) = take(&machine, r#"{"track":true}"#);
+    machine.kill();
+    let tracked = With { track: true, ..With::default() };
+    let Some(mut machine) = restore(&files, tracked) else { return };
+    let request = crate::hot_plug::with_body("PUT", "/machine/balloon", r#"{"target_bytes":4096}"#);
+    assert!(crate::request(&machine, &request).starts_with("HTTP/1.1 200"));
+    let mut printed = [0; 3];
+    machine.console.read_exact(&mut printed).unwrap();
+    assert_eq!(&printed, b"\0k.");
+    // Nor does it come back by a difference.
+    let (difference, _) = take(&machine, r#"{"kind":"difference"}"#);
+    machine.kill();
+    let chain = [&files.memory, &difference.memory];
+    let machine = restore_chain(&config(), With::default(), &difference.state, &chain).unwrap();
+    let whole = snapshot::snapshot(&machine);
+    let byte = |page: u64| content(&whole.memory)[usize::try_from(page).unwrap()];
+    assert_eq!([byte(BUFFERS), byte(BUFFERS + 4096)], [0, b'k']);
 }
 
 /// Waits for the end of one whose memory is lost.
