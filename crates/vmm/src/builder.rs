@@ -21,14 +21,14 @@ use ec2vmm_devices::{
 };
 use ec2vmm_vmm_api::{
     Event, Exit, MachineConfig,
-    config::{self, Boot},
+    config::{self, Boot, Format},
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
-    block::{Access, OpenDisk},
+    block::{Access, OpenDisk, Rings, SPARE},
     boot_source::BootSource,
     clock::{HostClock, MonotonicTimer},
     console::Console,
@@ -58,12 +58,14 @@ pub fn run(config: MachineConfig, born: Instant) -> Exit {
         Ok(descriptors) => descriptors,
         Err(error) => return fail(&mut report, &error),
     };
-    if let Err(error) = sandbox::enter(&config.sandbox, descriptors.network.take()) {
-        return fail(&mut report, &error.into());
-    }
+    let rings = || Rings::make(rings_for(&config));
+    let rings = match sandbox::enter(&config.sandbox, descriptors.network.take(), rings) {
+        Ok(rings) => rings,
+        Err(error) => return fail(&mut report, &error.into()),
+    };
     let sandbox = config.sandbox.kind();
     report.tell(|us| Event::Sandboxed { us, sandbox });
-    match build(config, descriptors) {
+    match build(config, descriptors, rings) {
         Ok(machine) => machine(report).live(),
         Err(error) => fail(&mut report, &error),
     }
@@ -93,6 +95,7 @@ fn take_descriptors(config: &MachineConfig, report: &mut Report) -> Result<Descr
 fn build(
     config: MachineConfig,
     descriptors: Descriptors,
+    rings: Rings,
 ) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
     check(&config)?;
     let Descriptors { kvm, network: _, boot, restore, disks, taps, vsock, console, control, lifeline } =
@@ -105,7 +108,7 @@ fn build(
         None if config.huge_pages => memory::map_huge(config.memory_mib)?,
         None => memory::map(config.memory_mib)?,
     };
-    let disks = open_disks(&config.disks, disks)?;
+    let disks = open_disks(&config.disks, disks, &rings)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
     let slots = devices(&config, vsock, taps, &memory, disks)?;
     if let Some(snapshot) = &snapshot {
@@ -133,6 +136,7 @@ fn build(
         tracking: None,
         generation,
         slots,
+        rings,
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
         control,
@@ -219,10 +223,25 @@ fn open_kvm(config: &MachineConfig, fd: OwnedFd) -> Result<Kvm, MachineError> {
     Ok(kvm)
 }
 
-fn open_disks(configs: &[config::Disk], files: Vec<Vec<OwnedFd>>) -> Result<Vec<OpenDisk>, MachineError> {
+/// How many rings this machine can ever use: one for each disk that is one raw file, and some for disks that
+/// are attached, if anybody can attach any.
+fn rings_for(config: &MachineConfig) -> usize {
+    let is_raw =
+        |disk: &&config::Disk| matches!(disk.layers.as_slice(), [layer] if layer.format == Format::Raw);
+    let raw = config.disks.iter().filter(is_raw).count();
+    let spare = if config.control.is_some() { SPARE } else { 0 };
+    (raw + spare).min(config::DISKS_MAX)
+}
+
+fn open_disks(
+    configs: &[config::Disk],
+    files: Vec<Vec<OwnedFd>>,
+    rings: &Rings,
+) -> Result<Vec<OpenDisk>, MachineError> {
     let open = |(index, (disk, files)): (usize, (&config::Disk, Vec<OwnedFd>))| {
         let formats = disk.layers.iter().map(|layer| layer.format);
-        parts::open_disk(files, formats, access(disk)).map_err(|source| MachineError::Disk { index, source })
+        parts::open_disk(files, formats, access(disk), rings)
+            .map_err(|source| MachineError::Disk { index, source })
     };
     configs.iter().zip(files).enumerate().map(open).collect()
 }

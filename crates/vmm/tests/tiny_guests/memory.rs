@@ -30,8 +30,12 @@ pub(crate) fn kib_beyond_the_guests(pid: u32, kinds: &[&str]) -> u64 {
 #[test]
 fn a_machine_process_is_small_beyond_its_guest() {
     const BUDGET_KIB: u64 = 5 * 1024;
-    let mut machine = machine::Machine::start(guests::idle());
-    machine.wait_for(|event| matches!(event, Event::Running { .. }));
+    // The program's pages are all machines' together, and this one's alone only where there is no other.
+    let [_other, machine] = [(); 2].map(|()| {
+        let mut machine = machine::Machine::start(guests::idle());
+        machine.wait_for(|event| matches!(event, Event::Running { .. }));
+        machine
+    });
     let kib = kib_beyond_the_guests(machine.process.id(), &["Private_Clean:", "Private_Dirty:"]);
     assert!((1..=BUDGET_KIB).contains(&kib), "{kib} KiB beyond the guest's memory");
 }
