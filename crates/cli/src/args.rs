@@ -209,6 +209,13 @@ pub(crate) struct Run {
     /// `filters`: the filters alone. `off`: nothing; for finding faults.
     #[arg(long, value_name = "KIND", value_parser = sandbox(), help_heading = CONTROL)]
     pub(crate) sandbox: Option<SandboxKind>,
+    /// The control group that the machine's own one is made in, or `none` [default: where this user may make one]
+    ///
+    /// It limits what the machine process takes of the host: memory, swap, tasks, shares of processors and disks.
+    /// By default it is in /sys/fs/cgroup/ec2vmm-run for root, else in what is delegated to this user; where there
+    /// is no such group the machine runs without limits.
+    #[arg(long, value_name = "FOLDER|none", value_hint = ValueHint::DirPath, help_heading = CONTROL)]
+    pub(crate) cgroup: Option<PathBuf>,
 
     /// Run although the processor shows no hardware virtualization: good for tiny guests only
     #[arg(long, hide = true)]

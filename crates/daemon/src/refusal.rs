@@ -87,7 +87,9 @@ impl Refusal {
     /// The process's exit status.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Store(OpenError::InUse { .. }) | Self::SocketInUse { .. } => 10,
+            Self::Store(OpenError::InUse { .. })
+            | Self::SocketInUse { .. }
+            | Self::Host(host::Error::InUse { .. }) => 10,
             Self::NotRoot => 11,
             Self::NoCgroup2 { .. } => 12,
             Self::Store(OpenError::Newer { .. }) => 13,
@@ -112,6 +114,9 @@ impl Refusal {
                 | host::Error::Other { hint, .. },
             ) => return hint.clone(),
             Self::Host(host::Error::NotRunning(_) | host::Error::Ended(_)) => return None,
+            Self::Host(host::Error::InUse { .. }) => {
+                "one daemon has it; stop that one, or use another --cgroup and --run-dir"
+            }
             Self::Cloud(error) => return error.hint(),
             Self::SocketInUse { .. } => "stop that one, or use another --socket",
             Self::NotRoot => "run it as root, or with --host simulated",

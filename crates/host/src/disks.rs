@@ -189,6 +189,16 @@ pub fn failure_kind(kind: ErrorKind) -> FailureKind {
     }
 }
 
+impl Disk {
+    /// Whether what the guest writes to it takes memory: its file is on a file system that has nothing else.
+    pub fn is_in_memory(&self) -> bool {
+        let top = self.layers.first().filter(|_| !self.read_only);
+        // A file that tells nothing of itself is an ordinary one.
+        let kind = top.and_then(|layer| rustix::fs::fstatfs(&layer.file).ok()).map(|file| file.f_type);
+        kind.is_some_and(|kind| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind))
+    }
+}
+
 /// Opens and locks a disk. What is thrown away is written to a file without a name in `scratch`.
 ///
 /// # Errors
@@ -344,6 +354,9 @@ fn spell(format: ec2vmm_image::Format) -> Format {
 pub const SERIAL_BYTES_MAX: usize = 20;
 
 const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+/// File systems that are memory and nothing else (statfs(2)).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+const RAMFS_MAGIC: rustix::fs::FsWord = 0x8584_58f6;
 
 #[cfg(test)]
 mod tests {
@@ -443,5 +456,27 @@ mod tests {
         let path = folder.join("disk.raw");
         File::create(&path).unwrap().set_len(1 << 20).unwrap();
         path
+    }
+
+    #[test]
+    fn what_is_written_to_memory_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image.raw");
+        std::fs::write(&image, [0; 4096]).unwrap();
+        let memory: std::fs::File =
+            rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap().into();
+        let disk = |file, read_only| Disk {
+            layers: vec![super::OpenLayer { file, format: Format::Raw }],
+            read_only,
+            scratch: false,
+            serial: "disk".into(),
+            queues: None,
+            rate_limit: RateLimit::default(),
+        };
+        // Files without a name are on a file system like that of /dev/shm.
+        assert!(disk(memory.try_clone().unwrap(), false).is_in_memory());
+        assert!(!disk(memory, true).is_in_memory());
+        let on_disk = rustix::fs::statfs(folder.path()).unwrap().f_type != super::TMPFS_MAGIC;
+        assert_eq!(disk(std::fs::File::open(&image).unwrap(), false).is_in_memory(), !on_disk);
     }
 }

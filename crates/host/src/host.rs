@@ -301,6 +301,12 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// Another daemon has what only one can have.
+    #[error("{} is in use by another process", path.display())]
+    InUse {
+        /// What it is.
+        path: PathBuf,
+    },
     /// The machine is not there, or has ended.
     #[error("no machine of {0} runs")]
     NotRunning(InstanceId),

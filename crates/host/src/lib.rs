@@ -5,9 +5,11 @@
 //! prints, reads no environment variable and no terminal.
 
 pub mod capacity;
+pub mod cgroups;
 pub mod control;
 pub mod disks;
 pub mod files;
+mod held;
 pub mod host;
 pub mod linux;
 pub mod machine;

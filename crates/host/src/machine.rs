@@ -16,7 +16,7 @@ use std::{
 };
 
 use ec2vmm_vmm_api::{
-    FailureKind, MachineConfig,
+    Failure, FailureKind, MachineConfig,
     config::{self, Fd, Identity},
 };
 use rustix::{
@@ -27,6 +27,7 @@ use rustix::{
 
 use crate::{
     Explained,
+    cgroups::OwnGroup,
     disks::Disk,
     sandbox::Sandbox,
     spawn::{self, Birth, Child, Namespaces},
@@ -198,6 +199,8 @@ pub fn find_program(path: Option<&std::ffi::OsStr>) -> Result<PathBuf, Error> {
 pub struct Machine {
     child: Child,
     lifeline: Option<OwnedFd>,
+    /// Goes after the process.
+    group: Option<OwnGroup>,
     /// What the guest prints can be read, what is written the guest reads. Never waits.
     pub console: OwnedFd,
     /// [`ec2vmm_vmm_api::Event`]s, one a line. Never waits.
@@ -208,11 +211,16 @@ pub struct Machine {
 
 impl Machine {
     /// Starts `program` in a process group of its own, so that the terminal's Ctrl-C is not for it, with
-    /// these `variables` and no other.
+    /// these `variables` and no other, in the control group `group` if there is one, else in ours.
     ///
     /// # Errors
     /// [`Error::Start`], [`Error::Prepare`].
-    pub fn start(program: &Path, variables: &[(String, String)], parts: Parts) -> Result<Self, Error> {
+    pub fn start(
+        program: &Path,
+        variables: &[(String, String)],
+        parts: Parts,
+        group: Option<OwnGroup>,
+    ) -> Result<Self, Error> {
         let (console, console_end) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)?;
@@ -231,8 +239,10 @@ impl Machine {
         // What is handed over, and with it our copies, goes at the end of this function.
         let prepared = Prepared::new(parts, ways);
         let document = document(&prepared.config)?;
-        let child = prepared.start(program, variables, document.as_fd(), log_end.as_fd())?;
-        Ok(Self { child, lifeline: Some(lifeline), console, events, log })
+        let streams = (document.as_fd(), log_end.as_fd());
+        let entrance = group.as_ref().map(OwnGroup::entrance);
+        let child = prepared.start(program, variables, streams, entrance)?;
+        Ok(Self { child, lifeline: Some(lifeline), group, console, events, log })
     }
 
     /// The process's number on this host.
@@ -243,6 +253,19 @@ impl Machine {
     /// Readable when the process has ended.
     pub fn as_ended(&self) -> BorrowedFd<'_> {
         self.child.pidfd()
+    }
+
+    /// What people are told, if it is its control group that has ended the process.
+    pub fn out_of_memory(&self) -> Option<Failure> {
+        self.group.as_ref().filter(|group| group.is_out_of_memory()).map(|_| Failure {
+            kind: FailureKind::Memory,
+            message: "the machine process was killed: it took more memory than its control group lets it"
+                .into(),
+            hint: Some(
+                "disks in memory count: put them elsewhere (TMPDIR), or run without limits (`--cgroup none`)"
+                    .into(),
+            ),
+        })
     }
 
     /// Lets go of the lifeline: the process writes back what is to be written back, and ends.
@@ -300,7 +323,7 @@ impl Newborn {
     ) -> Result<Self, Error> {
         let prepared = Prepared::new(parts, ways);
         let (stdin_end, stdin) = pipe()?;
-        let child = prepared.start(program, variables, stdin_end.as_fd(), log.as_fd())?;
+        let child = prepared.start(program, variables, (stdin_end.as_fd(), log.as_fd()), None)?;
         let config = serde_json::to_vec(&prepared.config).map_err(io::Error::from)?;
         Ok(Self { child, stdin, config })
     }
@@ -360,11 +383,11 @@ impl Prepared {
         &self,
         program: &Path,
         variables: &[(String, String)],
-        stdin: BorrowedFd<'_>,
-        stderr: BorrowedFd<'_>,
+        (stdin, stderr): (BorrowedFd<'_>, BorrowedFd<'_>),
+        group: Option<BorrowedFd<'_>>,
     ) -> Result<Child, Error> {
         let (handed, namespaces) = (self.handed.as_slice(), self.namespaces);
-        spawn::spawn(&Birth { program, variables, stdin, stderr, handed, namespaces })
+        spawn::spawn(&Birth { program, variables, stdin, stderr, handed, namespaces, group })
             .map_err(|source| Error::Start { program: program.to_owned(), source })
     }
 }

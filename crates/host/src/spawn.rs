@@ -50,6 +50,8 @@ pub(crate) struct Birth<'a> {
     /// What it keeps of our descriptors, under the numbers that they have here.
     pub(crate) handed: &'a [OwnedFd],
     pub(crate) namespaces: Namespaces,
+    /// The entrance of the control group that it is in, if not in ours.
+    pub(crate) group: Option<BorrowedFd<'a>>,
 }
 
 /// A child of this process. Dropped, it lives on, and is waited for by whoever holds its pidfd.
@@ -166,6 +168,7 @@ struct Prepared {
     streams: [RawFd; 3],
     handed: Vec<RawFd>,
     ids: Option<IdMaps>,
+    group: Option<RawFd>,
     /// What `variables` points to.
     _texts: Vec<CString>,
 }
@@ -209,6 +212,7 @@ impl Prepared {
             streams: [birth.stdin.as_raw_fd(), null.as_raw_fd(), birth.stderr.as_raw_fd()],
             handed: birth.handed.iter().map(AsRawFd::as_raw_fd).collect(),
             ids: (birth.namespaces == Namespaces::UsersAndProcesses).then(IdMaps::new),
+            group: birth.group.map(|group| group.as_raw_fd()),
             _texts: texts,
         })
     }
@@ -226,6 +230,11 @@ impl Prepared {
     }
 
     fn try_to_go_on(&self) -> Result<std::convert::Infallible, (u8, libc::c_int)> {
+        if let Some(group) = self.group {
+            // SAFETY: one byte of a constant, to what is open. It means whoever writes it.
+            let written = unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
+            check(6, if written == 1 { 0 } else { -1 })?;
+        }
         if let Some(ids) = &self.ids {
             ids.write().map_err(|errno| (0, errno))?;
         }
@@ -248,13 +257,14 @@ impl Prepared {
 }
 
 /// What is done between birth and program, by number.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "mapping user and group into a user namespace",
     "making a process group",
     "handing over standard streams",
     "handing over descriptors",
     "leaving the folder",
     "executing it",
+    "entering its control group",
 ];
 
 /// Keeps from the program whatever this process was born with or has not marked itself, but for `handed`.
@@ -346,6 +356,7 @@ mod tests {
             stderr: stderr.as_fd(),
             handed: &[handed.into()],
             namespaces,
+            group: None,
         })?;
         drop(stderr);
         let mut output = String::new();
@@ -397,6 +408,7 @@ mod tests {
             stderr: nothing.as_fd(),
             handed: &[],
             namespaces: Namespaces::None,
+            group: None,
         });
         let error = error.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
@@ -413,6 +425,7 @@ mod tests {
             stderr: std::io::stderr().as_fd(),
             handed: &[],
             namespaces: Namespaces::None,
+            group: None,
         })
         .unwrap();
         assert_eq!(child.try_wait().unwrap(), None);

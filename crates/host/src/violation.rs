@@ -13,25 +13,34 @@ use crate::system_calls;
 
 /// What people are told, if it was the sandbox that killed this process.
 pub fn failure(pid: u32, status: ExitStatus) -> Option<Failure> {
-    (status.signal() == Some(SIGSYS)).then(|| {
-        let call = read_kernel_log(|record| forbidden_call(record, pid));
-        let what = match &call {
-            Some(call) => format!("it made the system call {call}"),
-            None => "it made a system call".to_owned(),
-        };
-        Failure {
-            kind: FailureKind::ForbiddenCall,
-            message: format!("the machine process was killed by its sandbox: {what}, which is not allowed"),
-            hint: Some(match call {
-                Some(_) => {
-                    "a guest that has taken over its machine process does such things; so does a fault \
-                            of ours: please report it"
-                        .into()
-                }
-                None => "the host's kernel log may name the call: `journalctl -k | grep type=1326`".into(),
-            }),
-        }
-    })
+    (status.signal() == Some(SIGSYS))
+        .then(|| told(read_kernel_log(|record| forbidden_call(record, pid, None)).as_deref()))
+}
+
+/// The same of a process that is gone, where nobody can say how it ended. The kernel's log must tell it, of this
+/// number and this user id, which no other process has had together but an earlier machine that was killed too.
+pub(crate) fn of_unknown_end(pid: u32, uid: u32) -> Option<Failure> {
+    let call = read_kernel_log(|record| forbidden_call(record, pid, Some(uid)))?;
+    Some(told(Some(&call)))
+}
+
+fn told(call: Option<&str>) -> Failure {
+    let what = match call {
+        Some(call) => format!("it made the system call {call}"),
+        None => "it made a system call".to_owned(),
+    };
+    Failure {
+        kind: FailureKind::ForbiddenCall,
+        message: format!("the machine process was killed by its sandbox: {what}, which is not allowed"),
+        hint: Some(match call {
+            Some(_) => {
+                "a guest that has taken over its machine process does such things; so does a fault of \
+                        ours: please report it"
+                    .into()
+            }
+            None => "the host's kernel log may name the call: `journalctl -k | grep type=1326`".into(),
+        }),
+    }
 }
 
 /// What the last record says that `pick` picks, as far as this user may read them and they are kept.
@@ -58,8 +67,11 @@ fn read_kernel_log(pick: impl Fn(&str) -> Option<String>) -> Option<String> {
 
 /// Of `audit: type=1326 audit(...): ... pid=4711 comm="vcpu0" exe="..." sig=31 ... syscall=41 ...`, which the
 /// kernel writes when a filter kills (audit_seccomp).
-fn forbidden_call(record: &str, pid: u32) -> Option<String> {
+fn forbidden_call(record: &str, pid: u32, uid: Option<u32>) -> Option<String> {
     let field = |name: &str| record.split_ascii_whitespace().find_map(|word| word.strip_prefix(name));
+    if uid.is_some_and(|uid| field("uid=") != Some(uid.to_string().as_str())) {
+        return None;
+    }
     if !record.contains("type=1326 ") || field("sig=") != Some("31") {
         return None;
     }
@@ -89,10 +101,17 @@ mod tests {
         let record = "5,1284,1001320282,-;audit: type=1326 audit(1795970208.843:7): auid=4294967295 uid=0 gid=0 \
                       ses=4294967295 pid=15237 comm=\"vcpu0\" exe=\"/usr/bin/ec2vmm-vmm\" sig=31 arch=c000003e \
                       syscall=41 compat=0 ip=0x7f6751630f60 code=0x80000000";
-        assert_eq!(forbidden_call(record, 15237).as_deref(), Some("socket (41) in the thread vcpu0"));
-        assert_eq!(forbidden_call(record, 1523), None);
-        assert_eq!(forbidden_call("6,1,2,-;eth0: link up", 15237), None);
-        assert_eq!(forbidden_call("type=1326 pid=x sig=31", 15237), None);
+        let call = Some("socket (41) in the thread vcpu0");
+        assert_eq!(forbidden_call(record, 15237, None).as_deref(), call);
+        assert_eq!(forbidden_call(record, 1523, None), None);
+        // `auid` and `gid` are others.
+        let of = |uid: u32| record.replace(" uid=0", &format!(" uid={uid}"));
+        assert_eq!(forbidden_call(&of(70_000), 15237, Some(70_000)).as_deref(), call);
+        for other in [0, 7_000, 4_294_967_295] {
+            assert_eq!(forbidden_call(&of(70_000), 15237, Some(other)), None);
+        }
+        assert_eq!(forbidden_call("6,1,2,-;eth0: link up", 15237, None), None);
+        assert_eq!(forbidden_call("type=1326 pid=x sig=31", 15237, None), None);
     }
 
     #[test]

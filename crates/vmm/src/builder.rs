@@ -20,14 +20,14 @@ use ec2vmm_devices::{
 };
 use ec2vmm_vmm_api::{
     Event, Exit, MachineConfig,
-    config::{self, Boot, MemoryBackend},
+    config::{self, Boot, Format, MemoryBackend},
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
-    block::{Access, OpenDisk},
+    block::{Access, OpenDisk, Rings, SPARE},
     boot_source::BootSource,
     clock::{HostClock, MonotonicTimer},
     console::Console,
@@ -63,12 +63,14 @@ pub fn run(config: MachineConfig, born: Instant) -> Exit {
         Ok(userfault) => userfault,
         Err(error) => return fail(&report, &error.into()),
     };
-    if let Err(error) = sandbox::enter(&config.sandbox, descriptors.network.take()) {
-        return fail(&report, &error.into());
-    }
+    let rings = || Rings::make(rings_for(&config));
+    let rings = match sandbox::enter(&config.sandbox, descriptors.network.take(), rings) {
+        Ok(rings) => rings,
+        Err(error) => return fail(&report, &error.into()),
+    };
     let sandbox = config.sandbox.kind();
     report.tell(|us| Event::Sandboxed { us, sandbox });
-    match build(config, descriptors, userfault, &report) {
+    match build(config, descriptors, Early { rings, userfault }, &report) {
         Ok(machine) => machine(report).live(),
         Err(error) => fail(&report, &error),
     }
@@ -100,15 +102,22 @@ fn make_userfault(descriptors: &mut Descriptors) -> Result<Option<Userfault>, No
     Userfault::new(device.as_ref().map(AsFd::as_fd)).map(Some)
 }
 
+/// What can only be made before the process is shut in.
+struct Early {
+    rings: Rings,
+    userfault: Option<Userfault>,
+}
+
 /// What the machine is made of, from the ground up. What it reports to comes last, because until then it
 /// is needed for reporting why there is no machine.
 fn build(
     config: MachineConfig,
     descriptors: Descriptors,
-    userfault: Option<Userfault>,
+    early: Early,
     report: &Report,
 ) -> Result<impl FnOnce(Report) -> Machine + use<>, MachineError> {
     check(&config)?;
+    let Early { rings, userfault } = early;
     let Descriptors { kvm, network: _, boot, restore, disks, taps, vsock, console, control, lifeline } =
         descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
@@ -126,7 +135,7 @@ fn build(
         (None, _) if config.huge_pages => (memory::map_huge(config.memory_mib)?, None),
         (None, _) => (memory::map(config.memory_mib)?, None),
     };
-    let disks = open_disks(&config.disks, disks)?;
+    let disks = open_disks(&config.disks, disks, &rings)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
     let reclaim = Madvise::new(Arc::clone(&memory), pager.as_ref().map(Pager::discards));
     let slots = devices(&config, vsock, taps, reclaim, disks)?;
@@ -156,6 +165,7 @@ fn build(
         tracking: None,
         generation,
         slots,
+        rings,
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
         control,
@@ -259,10 +269,25 @@ fn open_kvm(config: &MachineConfig, fd: OwnedFd) -> Result<Kvm, MachineError> {
     Ok(kvm)
 }
 
-fn open_disks(configs: &[config::Disk], files: Vec<Vec<OwnedFd>>) -> Result<Vec<OpenDisk>, MachineError> {
+/// How many rings this machine can ever use: one for each disk that is one raw file, and some for disks that
+/// are attached, if anybody can attach any.
+fn rings_for(config: &MachineConfig) -> usize {
+    let is_raw =
+        |disk: &&config::Disk| matches!(disk.layers.as_slice(), [layer] if layer.format == Format::Raw);
+    let raw = config.disks.iter().filter(is_raw).count();
+    let spare = if config.control.is_some() { SPARE } else { 0 };
+    (raw + spare).min(config::DISKS_MAX)
+}
+
+fn open_disks(
+    configs: &[config::Disk],
+    files: Vec<Vec<OwnedFd>>,
+    rings: &Rings,
+) -> Result<Vec<OpenDisk>, MachineError> {
     let open = |(index, (disk, files)): (usize, (&config::Disk, Vec<OwnedFd>))| {
         let formats = disk.layers.iter().map(|layer| layer.format);
-        parts::open_disk(files, formats, access(disk)).map_err(|source| MachineError::Disk { index, source })
+        parts::open_disk(files, formats, access(disk), rings)
+            .map_err(|source| MachineError::Disk { index, source })
     };
     configs.iter().zip(files).enumerate().map(open).collect()
 }

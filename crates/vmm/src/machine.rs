@@ -35,6 +35,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::{
+    block::Rings,
     boot_source::BootSource,
     bus::Bus,
     clock::HostClock,
@@ -76,6 +77,8 @@ pub struct Machine {
     /// The VM generation id.
     pub(crate) generation: [u8; 16],
     pub(crate) slots: Slots,
+    /// For disks that are attached.
+    pub(crate) rings: Rings,
     pub(crate) console: Console,
     /// Keeps its time through reboots.
     pub(crate) rtc: Arc<Mutex<Rtc<HostClock>>>,

@@ -11,7 +11,7 @@ use ec2vmm_vmm_api::{
 use rustix::fs::{FileType, OFlags};
 
 use crate::{
-    block::{self, Access, OpenDisk},
+    block::{self, Access, OpenDisk, Rings},
     error::MachineError,
     net,
     rate_limits::limiter,
@@ -74,7 +74,7 @@ pub fn check_file(file: &OwnedFd, write: bool) -> Result<(), NoFileError> {
     }
 }
 
-/// Opens a disk from its files, the top one first.
+/// Opens a disk from its files, the top one first, to be served by one of `rings` if it can be.
 ///
 /// # Errors
 /// The files are no disk.
@@ -82,10 +82,11 @@ pub fn open_disk(
     files: Vec<OwnedFd>,
     formats: impl IntoIterator<Item = Format>,
     access: Access,
+    rings: &Rings,
 ) -> Result<OpenDisk, block::OpenError> {
     let layers = files.into_iter().zip(formats);
     let layers = layers.map(|(file, format)| image::Layer { file: file.into(), format: format_of(format) });
-    block::open(layers.collect(), access)
+    block::open(layers.collect(), access, rings)
 }
 
 fn format_of(format: Format) -> image::Format {

@@ -277,16 +277,12 @@ impl Slot {
     /// The driver has broken the rules: the device stands still until it is reset.
     fn fail(&mut self, fault: &GuestFault) {
         self.faults += 1;
-        // The first, second, fourth ...: a driver can go on for ever.
-        if self.faults.is_power_of_two() {
-            let cause =
-                std::error::Error::source(fault).map_or(String::new(), |source| format!(": {source}"));
-            log::warn!(
-                "{}: the guest's driver broke the rules, the {}. time, the device waits for a reset: {fault}{cause}",
-                self.name,
-                self.faults
-            );
-        }
+        let cause = std::error::Error::source(fault).map_or(String::new(), |source| format!(": {source}"));
+        log::warn!(
+            "{}: the guest's driver broke the rules, the {}. time, the device waits for a reset: {fault}{cause}",
+            self.name,
+            self.faults
+        );
         self.active = false;
         if let Some(link) = &self.link {
             link.needs_reset();
@@ -314,13 +310,7 @@ const _: () = assert!(NETS.end as usize - NETS.start as usize == config::NETS_MA
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::fd::RawFd,
-        sync::{
-            Arc,
-            atomic::{AtomicU32, Ordering},
-        },
-    };
+    use std::{os::fd::RawFd, sync::Arc};
 
     use ec2vmm_devices::virtio::{
         ConfigSpace, GuestFault, Identity, Position, VirtQueue, VirtioDevice, Wake,
@@ -356,36 +346,16 @@ mod tests {
         }
     }
 
-    /// Counts what is logged of the device of this test.
-    struct Lines(AtomicU32);
-
-    impl log::Log for Lines {
-        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-            true
-        }
-
-        fn log(&self, record: &log::Record<'_>) {
-            let of_ours = record.args().to_string().starts_with("fussy");
-            self.0.fetch_add(of_ours.into(), Ordering::Relaxed);
-        }
-
-        fn flush(&self) {}
-    }
-
     #[test]
-    fn a_driver_that_never_stops_to_break_the_rules_does_not_fill_the_log() {
-        static LINES: Lines = Lines(AtomicU32::new(0));
-        log::set_logger(&LINES).unwrap();
-        log::set_max_level(log::LevelFilter::Warn);
+    fn a_driver_that_breaks_the_rules_stops_its_device_until_a_reset() {
         let mut slot = Slot::new("fussy".into(), 1, Part::Fixed, Box::new(Fussy)).unwrap();
-        for _ in 0..1000 {
+        for _ in 0..3 {
             slot.activate(0, Vec::new());
             assert!(slot.is_active());
             slot.wake(Wake::Queue(0));
             assert!(!slot.is_active());
             slot.reset();
         }
-        assert_eq!(LINES.0.load(Ordering::Relaxed), 10, "1, 2, 4 ... 512");
     }
 
     #[test]

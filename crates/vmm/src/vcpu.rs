@@ -194,21 +194,32 @@ struct Shared {
     /// `kvm_run.immediate_exit`: KVM looks at it before it enters the guest, so that a signal that
     /// comes just before then is not lost.
     immediate_exit: *const AtomicU8,
+    /// `kvm_run.io.size`: how wide each access is, where one exit has several (`rep ins`, `rep outs`).
+    port_width: *const u8,
     /// It is to be looked at when it has left the guest.
     look: AtomicBool,
     seen: Mutex<Option<Seen>>,
 }
 
-// SAFETY: the pointer is into the shared mapping that `fd` owns, which lives as long as this does, and
-// the byte behind it is used as an atomic alone.
+// SAFETY: the pointers are into the shared mapping that `fd` owns, which lives as long as this does. The byte
+// behind the first is used as an atomic alone; that behind the second is read by whoever holds `fd` alone.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Shared {
     fn new(mut fd: VcpuFd) -> Self {
-        let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
-        Self { fd: Mutex::new(fd), immediate_exit, look: AtomicBool::new(false), seen: Mutex::default() }
+        let run = fd.get_kvm_run();
+        let immediate_exit = (&raw mut run.immediate_exit).cast::<AtomicU8>().cast_const();
+        // SAFETY: whatever the union holds, its place is named here, and not read.
+        let port_width = unsafe { &raw const run.__bindgen_anon_1.io.size };
+        Self {
+            fd: Mutex::new(fd),
+            immediate_exit,
+            port_width,
+            look: AtomicBool::new(false),
+            seen: Mutex::default(),
+        }
     }
 
     fn fd(&self) -> MutexGuard<'_, VcpuFd> {
@@ -227,6 +238,13 @@ impl Shared {
             let interrupts_on = registers.rflags & RFLAGS_IF != 0;
             *self.seen() = Some(Seen { interrupts_on, rip: registers.rip });
         }
+    }
+
+    /// How wide each of the port accesses is that KVM has just left the guest for.
+    fn port_width(&self) -> usize {
+        // SAFETY: the byte lies in the mapping of `fd`. KVM writes it only within KVM_RUN, which the thread that
+        // asks is not in.
+        usize::from(unsafe { self.port_width.read_volatile() }).max(1)
     }
 
     fn set_immediate_exit(&self, on: bool) {
@@ -261,7 +279,7 @@ fn live(shared: &Shared, pass: &Pass, bus: &Bus, counters: &ExitCounters) -> Vcp
             Passed::Parked => forgive_absence(&fd),
             Passed::Stopped => return VcpuEnd::Stopped,
         }
-        if let Some(end) = run(&mut fd, bus, counters) {
+        if let Some(end) = run(&mut fd, shared, bus, counters) {
             return end;
         }
     }
@@ -279,7 +297,7 @@ fn forgive_absence(fd: &VcpuFd) {
 
 /// Runs the guest until it is at its end, or (none) until this vCPU is kicked and nothing is left to be done
 /// of its last exit: KVM finishes that before it looks at `immediate_exit`.
-fn run(fd: &mut VcpuFd, bus: &Bus, counters: &ExitCounters) -> Option<VcpuEnd> {
+fn run(fd: &mut VcpuFd, shared: &Shared, bus: &Bus, counters: &ExitCounters) -> Option<VcpuEnd> {
     loop {
         let exit = match fd.run() {
             Ok(exit) => exit,
@@ -293,12 +311,17 @@ fn run(fd: &mut VcpuFd, bus: &Bus, counters: &ExitCounters) -> Option<VcpuEnd> {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         match exit {
-            VcpuExit::IoIn(port, data) => bus.port_read(port, data),
-            VcpuExit::IoOut(port, data) => match bus.port_write(port, data) {
-                None => {}
-                Some(GuestRequest::Reset) => return Some(VcpuEnd::Reset),
-                Some(GuestRequest::PowerOff) => return Some(VcpuEnd::PowerOff),
-            },
+            // Of a repeated instruction, each access in its turn.
+            VcpuExit::IoIn(port, data) => {
+                data.chunks_mut(shared.port_width()).for_each(|data| bus.port_read(port, data));
+            }
+            VcpuExit::IoOut(port, data) => {
+                match data.chunks(shared.port_width()).find_map(|data| bus.port_write(port, data)) {
+                    None => {}
+                    Some(GuestRequest::Reset) => return Some(VcpuEnd::Reset),
+                    Some(GuestRequest::PowerOff) => return Some(VcpuEnd::PowerOff),
+                }
+            }
             VcpuExit::MmioRead(address, data) => bus.mmio_read(address, data),
             VcpuExit::MmioWrite(address, data) => bus.mmio_write(address, data),
             VcpuExit::Intr => {}

@@ -26,16 +26,16 @@ pub(crate) enum Cause {
     OutputClosed,
 }
 
-/// What we did to it counts first, then whether its sandbox has killed it, then what it told, then how its
-/// process ended.
+/// What we did to it counts first, then whether its sandbox or control group has killed it, then what it told,
+/// then how its process ended.
 pub(crate) fn conclude(
     cause: Option<Cause>,
-    violation: Option<Failure>,
+    killed: Option<Failure>,
     status: Option<ExitStatus>,
     told: Option<End>,
     timeout: Option<Span>,
 ) -> Result<Ending, Error> {
-    if let (None, Some(failure)) = (cause, violation) {
+    if let (None, Some(failure)) = (cause, killed) {
         return Err(Error::Failed(failure));
     }
     match (cause, told) {

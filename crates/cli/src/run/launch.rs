@@ -4,7 +4,9 @@
 use std::{ffi::OsStr, os::fd::OwnedFd, time::Instant};
 
 use ec2vmm_host::{
-    capacity, disks, files,
+    capacity,
+    cgroups::OwnGroup,
+    disks, files,
     machine::{self, Machine, Net, Parts},
     sandbox::Sandbox,
     sockets::{Dialer, Listener, listen_unnamed},
@@ -15,10 +17,10 @@ use uuid::Uuid;
 
 use super::{
     console_file::ConsoleFile,
-    plan::{Boot, Console, Plan},
+    plan::{Boot, Cgroup, Console, Plan},
     restore::Restore,
 };
-use crate::error::{Error, failed_to};
+use crate::error::{Error, chain, failed_to};
 
 /// A running machine, and what must live as long as it does.
 #[derive(Debug)]
@@ -84,8 +86,9 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
         vsock: vsock_end,
         control: Some(control_end),
     };
+    let group = control_group(plan, &parts.disks, &mut notes)?;
     *born = Instant::now();
-    let machine = Machine::start(&program, &plan.variables, parts)?;
+    let machine = Machine::start(&program, &plan.variables, parts, group)?;
     let sockets = vsock.into_iter().chain(control).collect();
     Ok(Launched { machine, notes, console_file, control: dialer, _sockets: sockets })
 }
@@ -131,6 +134,31 @@ fn open_taps(plan: &Plan, notes: &mut Vec<String>) -> Result<Vec<Net>, Error> {
         });
     }
     Ok(nets)
+}
+
+/// Memory is not limited where the guest fills it by writing to its disks. Nobody expects a group of an ordinary
+/// user's machine, so only root is told that there is none.
+fn control_group(
+    plan: &Plan,
+    disks: &[disks::Disk],
+    notes: &mut Vec<String>,
+) -> Result<Option<OwnGroup>, Error> {
+    let memory_mib = (!disks.iter().any(disks::Disk::is_in_memory)).then_some(plan.size.memory_mib);
+    let cpus = plan.size.cpus;
+    match &plan.cgroup {
+        Cgroup::None => Ok(None),
+        Cgroup::In(parent) => Ok(Some(OwnGroup::make(parent, cpus, memory_mib)?)),
+        Cgroup::Usual => match OwnGroup::make_as_usual(cpus, memory_mib) {
+            Ok(group) => Ok(Some(group)),
+            Err(error) => {
+                if rustix::process::geteuid().is_root() {
+                    let why = chain(&error);
+                    notes.push(format!("what the machine process takes of this host is not limited: {why}"));
+                }
+                Ok(None)
+            }
+        },
+    }
 }
 
 /// The machine always has a control socket, for the power button; it has a name only if asked for.

@@ -44,6 +44,7 @@ pub(crate) struct Plan {
     pub(crate) timeout: Option<Span>,
     /// How the machine process is shut in; nothing leaves it to the host.
     pub(crate) sandbox: Option<SandboxKind>,
+    pub(crate) cgroup: Cgroup,
     pub(crate) kvm_device: PathBuf,
     /// KVM may emulate every instruction.
     pub(crate) emulated_kvm: bool,
@@ -71,6 +72,17 @@ pub(crate) struct Size {
 pub(crate) enum Boot {
     Disk { append: Option<String> },
     Files { kernel: PathBuf, initrd: Option<PathBuf>, cmdline: String },
+}
+
+/// Which control group the machine gets.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Cgroup {
+    /// One where this user may make one, if there is such a place.
+    Usual,
+    /// One in this group.
+    In(PathBuf),
+    /// That of this process.
+    None,
 }
 
 /// A network interface.
@@ -131,6 +143,11 @@ impl Plan {
             events: args.json,
             timeout: args.timeout,
             sandbox: args.sandbox,
+            cgroup: match &args.cgroup {
+                None => Cgroup::Usual,
+                Some(name) if name == Path::new("none") => Cgroup::None,
+                Some(parent) => Cgroup::In(parent.clone()),
+            },
             kvm_device: args.kvm_device.clone(),
             emulated_kvm: args.emulated_kvm,
             scratch: environment.scratch(),

@@ -420,8 +420,9 @@ impl Session {
             console.write(b"\r\n").map_err(failed_to("write to the terminal"))?;
         }
         let pid = self.launched.machine.pid();
-        let violation = self.status.and_then(|status| violation::failure(pid, status));
-        conclude(self.cause, violation, self.status, self.told, plan.timeout)
+        let killed = self.status.and_then(|status| violation::failure(pid, status));
+        let killed = killed.or_else(|| self.launched.machine.out_of_memory());
+        conclude(self.cause, killed, self.status, self.told, plan.timeout)
     }
 }
 

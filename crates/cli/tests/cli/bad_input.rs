@@ -99,15 +99,15 @@ fn images() {
     host.check(
         &mut host.run(""),
         &expect![[r#"
-        status 2
-        -- stderr
-        error: the following required arguments were not provided:
-          <IMAGE>
+            status 2
+            -- stderr
+            error: the following required arguments were not provided:
+              <IMAGE>
 
-        Usage: ec2vmm run <IMAGE>
+            Usage: ec2vmm run --cgroup <FOLDER|none> <IMAGE>
 
-        For more information, try '--help'.
-    "#]],
+            For more information, try '--help'.
+        "#]],
     );
 }
 
@@ -220,6 +220,15 @@ fn the_host() {
         ec2vmm: network interface `lo` is not a tap
         hint: `ip tuntap show` lists the taps of this host
     "#]],
+    );
+    host.check(
+        &mut host.command("run --emulated-kvm --kvm-device kvm --cgroup groups/mine disk.raw"),
+        &expect![[r#"
+            status 35
+            -- stderr
+            ec2vmm: no control group can be made in groups/mine: groups is no cgroup v2
+            hint: name a group whose parent has the controllers cpu, memory and pids and which this user may make; or run without limits (`--cgroup none`)
+        "#]],
     );
     host.check(
         host.run("disk.raw").env("EC2VMM_VMM", "./nothing"),
@@ -343,15 +352,15 @@ fn what_the_guest_is_told() {
     host.check(
         &mut host.run("disk.raw --initrd x"),
         &expect![[r#"
-        status 2
-        -- stderr
-        error: the following required arguments were not provided:
-          --kernel <FILE>
+            status 2
+            -- stderr
+            error: the following required arguments were not provided:
+              --kernel <FILE>
 
-        Usage: ec2vmm run --kernel <FILE> --initrd <FILE> <IMAGE>
+            Usage: ec2vmm run --kernel <FILE> --cgroup <FOLDER|none> --initrd <FILE> <IMAGE>
 
-        For more information, try '--help'.
-    "#]],
+            For more information, try '--help'.
+        "#]],
     );
 }
 

@@ -68,7 +68,7 @@ impl Host {
 
     /// `ec2vmm run`, with what makes it independent of the real host.
     pub(crate) fn run(&self, words: &str) -> Command {
-        self.command(&format!("run --emulated-kvm --kvm-device kvm {words}"))
+        self.command(&format!("run --emulated-kvm --kvm-device kvm --cgroup none {words}"))
     }
 
     /// Starts `ec2vmm run` with pipes, and waits until its machine process has begun.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Command, Output},
 };
 
@@ -50,6 +51,35 @@ fn a_second_daemon() {
         "#]],
     );
     assert_eq!(place.get("/healthz")["status"], "ok");
+}
+
+/// Another `--state-dir`, and so another database, but the same control group.
+#[test]
+#[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
+fn a_second_daemon_on_the_same_machines() {
+    let place = Place::new();
+    let folder = place.folder.path();
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/kvm").exists() {
+        return eprintln!("SKIPPED: not root, or no /dev/kvm");
+    }
+    // What it looks at of a host with control groups.
+    fs::write(folder.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+    let group = folder.join("ec2vmm");
+    fs::create_dir(&group).unwrap();
+    let first = fs::File::open(&group).unwrap();
+    rustix::fs::flock(&first, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut second = Command::new(env!("CARGO_BIN_EXE_ec2vmmd"));
+    second.args(["--emulated-kvm", "--no-limits", "--vmm", "/bin/true", "--cgroup"]).arg(&group);
+    second.arg("--state-dir").arg(folder.join("state")).arg("--run-dir").arg(folder.join("run"));
+    check(
+        &place,
+        &mut second,
+        10,
+        &expect![[r#"
+            ec2vmmd: this host cannot be taken: FOLDER/ec2vmm is in use by another process
+            hint: one daemon has it; stop that one, or use another --cgroup and --run-dir
+        "#]],
+    );
 }
 
 #[test]

@@ -110,8 +110,9 @@ impl Subject for World {
     fn let_all_end(&mut self) {}
 }
 
-/// Two regions a range, of as many chains as the inflate and the report queues hold together.
-const CALLS_PER_WAKE_MAX: u64 = 3 * 128 * 1024;
+/// Of the inflate and the two report queues each: a wake's share, and a chain beyond it, a range of which can be
+/// in three regions.
+const CALLS_PER_WAKE_MAX: u64 = 3 * (1024 + 3 * 1024);
 
 fuzz_target!(|script: Script<Said, Act>| {
     FAILS.set(false);

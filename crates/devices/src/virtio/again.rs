@@ -57,14 +57,39 @@ impl Again {
     pub fn serve_limited(
         &self,
         queue: &mut VirtQueue,
-        mut limiter: Option<&mut RateLimiter>,
+        limiter: Option<&mut RateLimiter>,
         mut serve: impl FnMut(Chain) -> Result<u32, GuestFault>,
+    ) -> Result<(), GuestFault> {
+        let most = queue.size().into();
+        self.serve_some(queue, limiter, most, |chain| serve(chain).map(|written| Served { written, work: 1 }))
+    }
+
+    /// As [`Self::serve`], for chains of which one can be much more work than another: until `serve` has done
+    /// at least `most` of it.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_work(
+        &self,
+        queue: &mut VirtQueue,
+        most: u32,
+        serve: impl FnMut(Chain) -> Result<Served, GuestFault>,
+    ) -> Result<(), GuestFault> {
+        self.serve_some(queue, None, most, serve)
+    }
+
+    fn serve_some(
+        &self,
+        queue: &mut VirtQueue,
+        mut limiter: Option<&mut RateLimiter>,
+        most: u32,
+        mut serve: impl FnMut(Chain) -> Result<Served, GuestFault>,
     ) -> Result<(), GuestFault> {
         if !queue.is_ready() {
             return Ok(());
         }
         queue.disable_kicks()?;
-        let mut left = queue.size();
+        let mut left = most;
         while left > 0 {
             let Some(chain) = queue.pop()? else {
                 if queue.enable_kicks()? {
@@ -76,9 +101,9 @@ impl Again {
                 queue.undo_pop();
                 return queue.notify();
             }
-            left -= 1;
             let head = chain.head_index();
-            let written = serve(chain)?;
+            let Served { written, work } = serve(chain)?;
+            left = left.saturating_sub(work.max(1));
             if let Some(limiter) = &mut limiter {
                 limiter.charge(written.into());
             }
@@ -87,6 +112,15 @@ impl Again {
         self.call();
         queue.notify()
     }
+}
+
+/// What a chain came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// Bytes that were written to it.
+    pub written: u32,
+    /// How much work it was, in the device's own measure; at least 1 is counted.
+    pub work: u32,
 }
 
 #[cfg(test)]

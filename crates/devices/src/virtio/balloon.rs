@@ -15,7 +15,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryReg
 
 use super::{
     Again, BalloonState, CommandError, ConfigSpace, DeviceAnswer, DeviceCommand, GuestFault, Identity,
-    Position, VirtQueue, VirtioDevice, Wake, queue::Chain,
+    Position, VirtQueue, VirtioDevice, Wake, again::Served, queue::Chain,
 };
 use crate::{Memory, time::Clock};
 
@@ -86,7 +86,7 @@ impl<R: Reclaim> Balloon<R> {
     /// The host is out of descriptors or memory.
     pub fn new(reclaim: R, options: Options, clock: Box<dyn Clock>) -> io::Result<Self> {
         Ok(Self {
-            reclaimer: Reclaimer { reclaim, pages: Vec::new(), counters: Counters::default() },
+            reclaimer: Reclaimer { reclaim, pages: Vec::new(), asked: 0, counters: Counters::default() },
             options,
             clock,
             config: Arc::new(ConfigSpace::new(vec![0; 8], vec![0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])),
@@ -100,12 +100,12 @@ impl<R: Reclaim> Balloon<R> {
         let Self { reclaimer, clock, again, statistics_wanted, state, .. } = self;
         let Some((role, queue)) = state.queues.get_mut(index) else { return Ok(()) };
         match role {
-            Role::Inflate => again.serve(queue, |chain| reclaimer.inflate(&chain)),
+            Role::Inflate => again.serve_work(queue, WORK_PER_WAKE, |chain| reclaimer.inflate(&chain)),
             Role::Deflate => again.serve(queue, |chain| {
                 reclaimer.counters.deflated_pages += readable_len(&chain) / 4;
                 Ok(0)
             }),
-            Role::Reporting => again.serve(queue, |chain| reclaimer.report(&chain)),
+            Role::Reporting => again.serve_work(queue, WORK_PER_WAKE, |chain| reclaimer.report(&chain)),
             Role::Statistics => {
                 let hear = |chain: &Chain| state.statistics.hear(chain, clock.now_ns());
                 serve_statistics(queue, &mut state.statistics_head, statistics_wanted, hear)
@@ -225,6 +225,8 @@ struct Reclaimer<R> {
     reclaim: R,
     /// Page numbers of one chain; kept for its memory.
     pages: Vec<u32>,
+    /// How often the host was asked to discard something.
+    asked: u64,
     counters: Counters,
 }
 
@@ -241,7 +243,8 @@ struct Counters {
 
 impl<R: Reclaim> Reclaimer<R> {
     /// A chain of page numbers, 32 bits each. Neighbours are discarded together.
-    fn inflate(&mut self, chain: &Chain) -> Result<u32, GuestFault> {
+    fn inflate(&mut self, chain: &Chain) -> Result<Served, GuestFault> {
+        let before = self.asked;
         self.read_pages(chain)?;
         self.counters.inflated_pages += self.pages.len() as u64;
         let mut pages = std::mem::take(&mut self.pages);
@@ -257,7 +260,12 @@ impl<R: Reclaim> Reclaimer<R> {
         }
         self.discard(chain.memory(), run.start, run.end);
         self.pages = pages;
-        Ok(0)
+        Ok(self.served_since(before))
+    }
+
+    fn served_since(&self, before: u64) -> Served {
+        let work = u32::try_from(self.asked.saturating_sub(before)).unwrap_or(u32::MAX);
+        Served { written: 0, work }
     }
 
     fn read_pages(&mut self, chain: &Chain) -> Result<(), GuestFault> {
@@ -284,7 +292,8 @@ impl<R: Reclaim> Reclaimer<R> {
     }
 
     /// A chain of free ranges.
-    fn report(&mut self, chain: &Chain) -> Result<u32, GuestFault> {
+    fn report(&mut self, chain: &Chain) -> Result<Served, GuestFault> {
+        let before = self.asked;
         for descriptor in chain.clone().writable().take(RANGES_MAX) {
             let start = descriptor.addr().0;
             let Some(end) = start.checked_add(descriptor.len().into()) else {
@@ -295,7 +304,7 @@ impl<R: Reclaim> Reclaimer<R> {
             let Some(start) = start.checked_next_multiple_of(PAGE) else { continue };
             self.discard(chain.memory(), start, end / PAGE * PAGE);
         }
-        Ok(0)
+        Ok(self.served_since(before))
     }
 
     /// Discards what of the range is memory.
@@ -308,15 +317,12 @@ impl<R: Reclaim> Reclaimer<R> {
                 continue;
             }
             left -= to - from;
+            self.asked = self.asked.saturating_add(1);
             match self.reclaim.discard(GuestAddress(from), to - from) {
                 Ok(()) => self.counters.discarded_bytes += to - from,
                 Err(error) => {
-                    if self.counters.errors == 0 {
-                        log::error!(
-                            "cannot give {} bytes of guest memory at {from:#x} back: {error}",
-                            to - from
-                        );
-                    }
+                    let len = to - from;
+                    log::error!("cannot give {len} bytes of guest memory at {from:#x} back: {error}");
                     self.counters.errors += 1;
                 }
             }
@@ -442,8 +448,11 @@ const REPORTING: u64 = 1 << 5;
 /// The balloon's unit, whatever the guest's page size is.
 const PAGE: u64 = 4096;
 /// Page numbers taken from one chain; what is beyond is not discarded. Linux sends 256, Windows 1,024. Each
-/// can cost a system call, and a wake takes as many chains as the queue holds.
+/// can cost a system call.
 const PAGES_MAX: usize = 1024;
+/// How often the host is asked to discard something, in one wake and for one queue, before others get their
+/// turn; the last chain may go beyond by what it holds.
+const WORK_PER_WAKE: u32 = 1024;
 /// Ranges taken from one chain; what is beyond is not discarded. Linux sends 32.
 const RANGES_MAX: usize = 1024;
 

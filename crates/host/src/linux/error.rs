@@ -26,7 +26,7 @@ pub(super) fn explain(error: &(impl Explained + 'static)) -> Error {
 }
 
 /// An error of the host's system.
-pub(super) fn system(what: impl AsRef<str>) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn system(what: impl AsRef<str>) -> impl FnOnce(io::Error) -> Error {
     move |source| {
         let message = format!("{}: {source}", what.as_ref());
         match is_full(&source) {

@@ -15,13 +15,13 @@ use tokio::{
 };
 
 use super::{
-    cgroups::Cgroup,
     error::{blocking, system},
     machines::has_run,
     pidfd::Process,
     run_dir::MachineDir,
 };
 use crate::{
+    cgroups::Cgroup,
     control::{Control, Events},
     host::{Ending, Error, News, NewsKind},
     violation,
@@ -176,7 +176,7 @@ impl Follower {
                 self.hear(&event);
             }
         }
-        let status = self.process.reap().unwrap_or_else(|error| {
+        let status = self.process.ending().await.unwrap_or_else(|error| {
             tracing::warn!(instance = %self.life.instance, %error, "waiting for a machine process");
             None
         });
@@ -252,7 +252,13 @@ impl Follower {
         let folder = self.life.folder.clone();
         let ending = blocking(move || {
             // Whatever it may have said of itself: what has to be killed by its sandbox is not to be believed.
-            let violation = status.and_then(|status| violation::failure(folder.pid(), status));
+            let violation = match status {
+                Some(status) => violation::failure(folder.pid(), status),
+                None => {
+                    let own = folder.plan()?.and_then(|plan| plan.id);
+                    own.and_then(|own| violation::of_unknown_end(folder.pid(), own))
+                }
+            };
             match violation {
                 Some(failure) => {
                     Ok(Ending::Told { exit: Exit::Failed(failure.kind), failure: Some(failure) })

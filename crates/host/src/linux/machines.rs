@@ -22,7 +22,6 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use uuid::Uuid;
 
 use super::{
-    cgroups::{Cgroup, Cgroups, Limits},
     changed,
     error::{blocking, explain, other, system, with_causes},
     follow::{self, Began, Followers, Life, Phase},
@@ -34,6 +33,7 @@ use super::{
 };
 use crate::{
     capacity,
+    cgroups::{Cgroup, Cgroups, Limits},
     control::{self, Control},
     disks::Disk,
     host::{Ending, Error, FoundMachine, MachinePlan, News, Started},
@@ -332,7 +332,7 @@ impl Birth<'_> {
         let own = (self.settings.sandbox == SandboxKind::Full).then_some(id);
         let named = Plan { instance: plan.instance.clone(), generation: plan.generation, id: own };
         self.folder.create(&named)?;
-        let (throttle, vcpus, memory_mib) = (plan.throttle, plan.vcpus, plan.memory_mib);
+        let (throttle, vcpus, memory_mib) = (plan.throttle, plan.vcpus, Some(plan.memory_mib));
         self.cgroup.create(&Limits { throttle, vcpus, memory_mib })?;
         let control = listen(&self.folder.control_socket())?;
         let ways = Ways {

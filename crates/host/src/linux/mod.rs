@@ -4,9 +4,8 @@
 //! and consoles in the state folder, machines by folder and control group, networks in the kernel. A daemon
 //! that is killed at any point loses nothing but time.
 
-mod cgroups;
 mod console;
-mod error;
+pub(crate) mod error;
 mod follow;
 mod guest_data;
 mod ids;
@@ -28,7 +27,7 @@ use std::{
     fs::DirBuilder,
     ops::RangeInclusive,
     os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -46,7 +45,6 @@ use ec2vmm_vmm_api::{
 use tokio::sync::broadcast;
 
 use self::{
-    cgroups::Cgroups,
     console::Consoles,
     error::{blocking, explain, other, system},
     ids::Ids,
@@ -58,6 +56,8 @@ use self::{
 };
 use crate::{
     capacity,
+    cgroups::Cgroups,
+    held::Held,
     host::{
         Capacity, Error, Host, ImageFacts, ImageFile, InterfacePlan, Inventory, MachinePlan, NetworkPlan,
         News, Started, Stream, Usage, VolumePlan,
@@ -97,6 +97,8 @@ pub struct Config {
 /// This host.
 pub struct Linux {
     shared: Arc<Shared>,
+    /// Not in what is shared: what was begun for somebody who has gone goes on to its end.
+    _held: [Held; 2],
 }
 
 struct Shared {
@@ -116,12 +118,9 @@ impl Linux {
     /// asked for, by [`Host::inventory`] or by name.
     ///
     /// # Errors
-    /// A folder cannot be made, there is no cgroup v2, or networks cannot be had.
+    /// A folder cannot be made, there is no cgroup v2, or networks cannot be had. [`Error::InUse`]: another daemon
+    /// has the control group or the folder of machines; nothing was touched then.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let network = match config.network.clone() {
-            Some(network) => Some(Network::start(network).await.map_err(|error| explain(&error))?),
-            None => None,
-        };
         let absolute = |path: PathBuf| {
             std::path::absolute(&path).map_err(system(format!("the path {}", path.display())))
         };
@@ -131,6 +130,17 @@ impl Linux {
             run_dir: absolute(config.run_dir)?,
             program: absolute(config.program)?,
             ..config
+        };
+        let (cgroup, limits, run_dir) =
+            (config.cgroup.clone(), config.limits, config.run_dir.join("machines"));
+        let taken = blocking(move || {
+            let (cgroups, run_dir) = (Cgroups::start(&cgroup, limits)?, RunDir::start(run_dir)?);
+            Ok(([hold(cgroups.path())?, hold(run_dir.path())?], cgroups, run_dir))
+        });
+        let (held, cgroups, run_dir) = taken.await?;
+        let network = match config.network.clone() {
+            Some(network) => Some(Network::start(network).await.map_err(|error| explain(&error))?),
+            None => None,
         };
         let news = broadcast::Sender::new(NEWS_MAX);
         let told = news.clone();
@@ -148,7 +158,6 @@ impl Linux {
                 SandboxKind::Full => Some(sandbox::empty_network().map_err(|error| explain(&error))?),
                 _ => None,
             };
-            let run_dir = RunDir::start(config.run_dir.join("machines"))?;
             let settings = Settings {
                 sandbox: config.sandbox,
                 empty_network: empty_network.map(Arc::new),
@@ -159,7 +168,6 @@ impl Linux {
                 emulated_kvm: config.emulated_kvm,
                 consoles: consoles.clone(),
             };
-            let cgroups = Cgroups::start(&config.cgroup, config.limits)?;
             Ok(Shared {
                 capacity: capacity()?,
                 news,
@@ -171,8 +179,14 @@ impl Linux {
                 macs: Mutex::default(),
             })
         });
-        Ok(Self { shared: Arc::new(shared.await?) })
+        Ok(Self { shared: Arc::new(shared.await?), _held: held })
     }
+}
+
+/// Keeps a folder from every other daemon.
+fn hold(path: &Path) -> Result<Held, Error> {
+    let held = Held::patiently(path).map_err(system(format!("locking {}", path.display())))?;
+    held.ok_or_else(|| Error::InUse { path: path.to_owned() })
 }
 
 impl Shared {
@@ -344,7 +358,7 @@ const HOST_MIB_MAX: u64 = 4096;
 
 /// Tells of a change to the host, each of them and nothing else: who wants to know how a machine comes about,
 /// or to stop it in the middle, listens to this target.
-fn changed(what: std::fmt::Arguments<'_>) {
+pub(crate) fn changed(what: std::fmt::Arguments<'_>) {
     tracing::debug!(target: CHANGES, "{what}");
 }
 

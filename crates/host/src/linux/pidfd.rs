@@ -1,13 +1,19 @@
 //! A process, held by its pidfd: the number cannot come to mean another.
-#![allow(unsafe_code, reason = "registering a descriptor with the runtime")]
+#![allow(unsafe_code, reason = "registering a descriptor with the runtime, and a call that has no wrapper")]
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::ExitStatus,
 };
 
-use rustix::process::{Pid, PidfdFlags, WaitIdOptions};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, WaitIdOptions},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::spawn::waited;
@@ -39,19 +45,61 @@ impl Process {
         self.0.readable().await.map(drop)
     }
 
-    /// Waits for a child that is gone, so that nothing is left of it, and says how it ended. One that was found
-    /// is somebody else's child.
-    pub(super) fn reap(&self) -> io::Result<Option<ExitStatus>> {
-        match waited(self.0.get_ref().as_fd(), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+    /// How a process that is gone has ended, as far as that can be known. A child is waited for, so that nothing
+    /// is left of it. One that was found is somebody else's child: Linux 6.15 and later tell of it.
+    pub(super) async fn ending(&self) -> io::Result<Option<ExitStatus>> {
+        let pidfd = self.0.get_ref().as_fd();
+        match waited(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                let pidfd = pidfd.try_clone_to_owned()?;
+                tokio::task::spawn_blocking(move || of_a_stranger(pidfd.as_fd())).await?
+            }
             result => result,
         }
     }
 }
 
+/// The kernel tells it once whoever's child it is has waited for it.
+fn of_a_stranger(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    let Ok(mut info) = info(pidfd) else { return Ok(None) };
+    if info.mask & INFO_EXIT == 0 {
+        poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::empty())], Some(&WAITED_FOR_MAX))?;
+        let Ok(later) = self::info(pidfd) else { return Ok(None) };
+        info = later;
+    }
+    Ok((info.mask & INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code)))
+}
+
+/// The first version of `struct pidfd_info` of linux/pidfd.h.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    /// What is asked for; what there is.
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    /// As wait(2) has it.
+    exit_code: i32,
+}
+
+fn info(pidfd: BorrowedFd<'_>) -> io::Result<Info> {
+    let mut info = Info { mask: INFO_EXIT, ..Info::default() };
+    // SAFETY: the kernel reads and writes as many bytes as the command says, which are those of `Info`.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info) }
+}
+
+/// `PIDFD_GET_INFO`: both ways, 64 bytes, command 11 of `0xff`.
+const GET_INFO: libc::Ioctl = 0xc040_ff0b;
+const _: () = assert!(size_of::<Info>() == 64);
+/// `PIDFD_INFO_EXIT`.
+const INFO_EXIT: u64 = 1 << 3;
+/// Whoever has children waits for them, or the kernel does it for him.
+const WAITED_FOR_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::process::ExitStatusExt, process::Command};
+    use std::{io::BufRead, os::unix::process::ExitStatusExt, process::Command};
 
     use super::{Process, open};
 
@@ -61,9 +109,29 @@ mod tests {
         let process = Process::new(open(child.id()).unwrap().unwrap()).unwrap();
         child.kill().unwrap();
         process.gone().await.unwrap();
-        assert_eq!(process.reap().unwrap().and_then(|status| status.signal()), Some(9));
-        assert_eq!(process.reap().unwrap(), None);
+        assert_eq!(process.ending().await.unwrap().and_then(|status| status.signal()), Some(9));
         assert!(child.wait().is_err(), "it was waited for");
         assert!(open(u32::MAX).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    #[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
+    async fn the_end_of_somebody_elses_child() {
+        // It is the shell's, which waits for it.
+        let mut shell = Command::new("sh")
+            .args(["-c", "sleep 1000 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut number = String::new();
+        std::io::BufReader::new(shell.stdout.take().unwrap()).read_line(&mut number).unwrap();
+        let process = Process::new(open(number.trim().parse().unwrap()).unwrap().unwrap()).unwrap();
+        rustix::process::pidfd_send_signal(process.0.get_ref(), rustix::process::Signal::SYS).unwrap();
+        process.gone().await.unwrap();
+        match process.ending().await.unwrap() {
+            Some(status) => assert_eq!(status.signal(), Some(31)),
+            None => eprintln!("SKIPPED: a kernel before 6.15"),
+        }
+        shell.wait().unwrap();
     }
 }

@@ -49,6 +49,11 @@ impl RunDir {
         Ok(Self { path })
     }
 
+    /// The folder.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The folder of a machine, there or not.
     pub(super) fn of(&self, instance: &InstanceId) -> MachineDir {
         MachineDir { path: self.path.join(instance.as_str()) }

@@ -1,6 +1,7 @@
 //! What stands behind virtio-block: a raw file by io_uring, anything else by a few threads.
 
 mod image;
+mod ring;
 #[cfg(test)]
 mod tests;
 mod uring;
@@ -10,7 +11,11 @@ use std::{fs::File, io};
 use ec2vmm_devices::virtio::block::Backend;
 use ec2vmm_image::{Disk, DiskError, Format, Layer};
 
-pub use self::{image::ImageBackend, uring::UringBackend};
+pub use self::{
+    image::ImageBackend,
+    ring::{ENTRIES, Rings, SPARE},
+    uring::UringBackend,
+};
 
 /// Why a disk cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -46,12 +51,12 @@ pub enum Access {
     Scratch,
 }
 
-/// Opens a disk from its files, the top one first, with the fastest engine that this host has for it:
-/// io_uring for one raw file of whole sectors, else threads.
+/// Opens a disk from its files, the top one first, with the fastest engine that there is for it: one of
+/// `rings` for one raw file of whole sectors, else threads.
 ///
 /// # Errors
 /// The files are no disk, or the host is out of something.
-pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
+pub fn open(layers: Vec<Layer>, access: Access, rings: &Rings) -> Result<OpenDisk, OpenError> {
     let raw = match layers.as_slice() {
         [Layer { file, format: Format::Raw }] => Some(file.try_clone().map_err(OpenError::Start)?),
         _ => None,
@@ -65,19 +70,15 @@ pub fn open(layers: Vec<Layer>, access: Access) -> Result<OpenDisk, OpenError> {
     };
     let whole = disk.layers().first().is_some_and(|layer| layer.file_bytes == disk.size());
     let backend: Box<dyn Backend> =
-        match raw.as_ref().filter(|_| whole).and_then(|file| by_uring(file, &disk)) {
+        match raw.as_ref().filter(|_| whole).and_then(|file| by_uring(file, &disk, rings)) {
             Some(backend) => Box::new(backend),
             None => Box::new(ImageBackend::new(disk.clone()).map_err(OpenError::Start)?),
         };
     Ok(OpenDisk { disk, backend, raw, layers: kept })
 }
 
-/// None where the kernel has no io_uring, or forbids it.
-fn by_uring(file: &File, disk: &Disk) -> Option<UringBackend> {
-    UringBackend::new(file, disk.clone())
-        .inspect_err(|error| {
-            static SAID: std::sync::Once = std::sync::Once::new();
-            SAID.call_once(|| log::info!("no io_uring on this host, disks are served by threads: {error}"));
-        })
-        .ok()
+/// None where there is no ring, or none for this file.
+fn by_uring(file: &File, disk: &Disk, rings: &Rings) -> Option<UringBackend> {
+    let lent = rings.lend(file).inspect_err(|error| log::warn!("giving a disk's file to a ring: {error}"));
+    lent.ok().flatten().map(|ring| UringBackend::new(ring, disk.clone()))
 }

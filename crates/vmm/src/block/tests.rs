@@ -15,7 +15,7 @@ use ec2vmm_image::{Disk, Format, Layer, create_overlay};
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Access, ImageBackend, UringBackend, open};
+use super::{Access, ImageBackend, Rings, UringBackend, by_uring, open};
 
 const SIZE: u64 = 8 << 20;
 
@@ -46,9 +46,9 @@ impl Bench {
         let disk = self.disk();
         let threads = Box::new(ImageBackend::new(disk.clone()).unwrap());
         let mut engines: Vec<(&str, Box<dyn Backend>)> = vec![("threads", threads)];
-        match UringBackend::new(&self.file, disk) {
-            Ok(uring) => engines.push(("io_uring", Box::new(uring))),
-            Err(error) => eprintln!("io_uring is not tested, this host has none: {error}"),
+        match uring(&self.file, &disk) {
+            Some(uring) => engines.push(("io_uring", Box::new(uring))),
+            None => eprintln!("io_uring is not tested, this host has none"),
         }
         engines
     }
@@ -72,6 +72,10 @@ impl Bench {
         self.file.read_exact_at(&mut data, offset).unwrap();
         data
     }
+}
+
+fn uring(file: &File, disk: &Disk) -> Option<UringBackend> {
+    by_uring(file, disk, &Rings::make(1))
 }
 
 fn wait(backend: &mut dyn Backend) -> Completion {
@@ -184,7 +188,7 @@ fn waiting_leaves_nothing_under_way_and_dropping_waits() {
 #[test]
 fn a_file_that_was_cut_short_is_an_error() {
     let bench = Bench::new();
-    let Ok(mut backend) = UringBackend::new(&bench.file, bench.disk()) else { return };
+    let Some(mut backend) = uring(&bench.file, &bench.disk()) else { return };
     bench.file.set_len(SIZE / 2).unwrap();
     // The first half of it is there: the request goes on, and then fails.
     let read = Operation::Read { offset: SIZE / 2 - 512, buffers: bench.buffers(&[(0, 1024)]) };
@@ -196,7 +200,7 @@ fn errors_of_the_host_come_back() {
     let bench = Bench::new();
     let read_only =
         File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&bench.file))).unwrap();
-    let Ok(mut backend) = UringBackend::new(&read_only, bench.disk()) else { return };
+    let Some(mut backend) = uring(&read_only, &bench.disk()) else { return };
     let write = Operation::Write { offset: 0, buffers: bench.buffers(&[(0, 512)]) };
     assert_eq!(run(&mut backend, write).unwrap_err().raw_os_error(), Some(libc::EBADF));
 }
@@ -213,7 +217,7 @@ fn a_qcow2_overlay_is_served_and_its_flush_reaches_the_file() {
         let top = Layer { file: overlay.try_clone().unwrap(), format: Format::Qcow2 };
         vec![top, bench.layer(Format::Raw)]
     };
-    let mut opened = open(layers(), Access::Kept).unwrap();
+    let mut opened = open(layers(), Access::Kept, &Rings::default()).unwrap();
     let backend = &mut *opened.backend;
     assert_eq!(backend.discard_granularity(), Some(65536));
     bench.memory.write_slice(&[9; 512], GuestAddress(0)).unwrap();
@@ -233,7 +237,7 @@ fn a_qcow2_overlay_is_served_and_its_flush_reaches_the_file() {
 fn a_raw_file_that_ends_within_a_sector_is_served() {
     let bench = Bench::new();
     bench.file.set_len(1000).unwrap();
-    let mut opened = open(vec![bench.layer(Format::Raw)], Access::Kept).unwrap();
+    let mut opened = open(vec![bench.layer(Format::Raw)], Access::Kept, &Rings::default()).unwrap();
     assert_eq!(opened.backend.capacity(), 1024);
     let read = Operation::Read { offset: 512, buffers: bench.buffers(&[(0, 512)]) };
     run(&mut *opened.backend, read).unwrap();
@@ -271,7 +275,7 @@ fn a_qcow2_disk_grows_and_another_process_sees_it() {
         let top = Layer { file: named.as_file().try_clone().unwrap(), format: Format::Qcow2 };
         vec![top, bench.layer(Format::Raw)]
     };
-    let mut opened = open(layers(), Access::Kept).unwrap();
+    let mut opened = open(layers(), Access::Kept, &Rings::default()).unwrap();
     // Far enough that the first table has to grow.
     let size = 1 << 40;
     opened.backend.grow(size).unwrap();
@@ -289,7 +293,7 @@ fn a_qcow2_disk_grows_and_another_process_sees_it() {
 #[test]
 fn what_is_read_only_stays_as_it_is() {
     let bench = Bench::new();
-    let mut opened = open(vec![bench.layer(Format::Raw)], Access::ReadOnly).unwrap();
+    let mut opened = open(vec![bench.layer(Format::Raw)], Access::ReadOnly, &Rings::default()).unwrap();
     assert!(opened.backend.grow(2 * SIZE).is_err());
     assert_eq!(bench.file.metadata().unwrap().len(), SIZE);
 }

@@ -1,6 +1,6 @@
 //! A raw file, served by io_uring: nothing blocks, and a wake costs one system call for all it brings.
 //! One ring serves all queues of a disk, because one thread does: a ring for each would only multiply the
-//! system calls.
+//! system calls. What a ring can be asked for is in [`super::ring`].
 //!
 //! Invariant: what the kernel may still read or write (a slot's iovecs, and the guest memory that its
 //! request keeps mapped) is neither changed nor freed until the slot's completion was seen.
@@ -9,23 +9,23 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io, mem,
     os::fd::{AsRawFd, RawFd},
     thread,
 };
 
 use ec2vmm_devices::virtio::{
-    Again, Buffers,
+    Buffers,
     block::{Backend, Completion, Operation, Request},
 };
 use ec2vmm_image::Disk;
-use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, squeue, types};
+
+use super::ring::{FILE, Lent};
 
 /// Serves one raw file.
 pub struct UringBackend {
-    ring: IoUring,
-    event: Again,
+    ring: Lent,
     disk: Disk,
     /// Whether the file system has `FALLOC_FL_ZERO_RANGE`, as far as known.
     zero_range: bool,
@@ -36,7 +36,6 @@ pub struct UringBackend {
     /// How many slots the kernel has, or has in the submission queue.
     with_kernel: usize,
     ended: VecDeque<Completion>,
-    failures: u64,
 }
 
 #[derive(Default)]
@@ -54,25 +53,10 @@ struct Iovecs(Vec<libc::iovec>);
 unsafe impl Send for Iovecs {}
 
 impl UringBackend {
-    /// Serves `disk`, which is whole in `file`. The ring keeps that open.
-    ///
-    /// # Errors
-    /// The kernel has no io_uring, or not all that is needed of it, or forbids it.
-    pub fn new(file: &File, disk: Disk) -> io::Result<Self> {
-        let ring = IoUring::new(ENTRIES)?;
-        let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        let needed =
-            [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
-        if !needed.iter().all(|code| probe.is_supported(*code)) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old"));
-        }
-        let event = Again::new()?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(Self {
+    /// Serves `disk`, which is whole in the file that `ring` was lent for.
+    pub(super) fn new(ring: Lent, disk: Disk) -> Self {
+        Self {
             ring,
-            event,
             disk,
             zero_range: true,
             slots: Vec::new(),
@@ -80,13 +64,12 @@ impl UringBackend {
             waiting: VecDeque::new(),
             with_kernel: 0,
             ended: VecDeque::new(),
-            failures: 0,
-        })
+        }
     }
 
     /// Put waiting requests into the submission queue, as many as there is room for.
     fn fill(&mut self) {
-        let most = self.ring.params().cq_entries() as usize;
+        let most = self.ring.uring.params().cq_entries() as usize;
         while self.with_kernel < most
             && let Some(&index) = self.waiting.front()
         {
@@ -98,7 +81,7 @@ impl UringBackend {
             // SAFETY: the entry points at the slot's iovecs, and these at memory that the slot's request
             // keeps mapped. Neither is touched until `take_completions` sees the slot's completion; when
             // this value is dropped, it waits for that.
-            if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            if unsafe { self.ring.uring.submission().push(&entry) }.is_err() {
                 return;
             }
             self.waiting.pop_front();
@@ -110,7 +93,7 @@ impl UringBackend {
     fn take_completions(&mut self) {
         // One at a time: the queue cannot stay borrowed while requests are put back.
         loop {
-            let next = self.ring.completion().next();
+            let next = self.ring.uring.completion().next();
             let Some(entry) = next else { return };
             self.with_kernel -= 1;
             self.finish(&entry);
@@ -136,10 +119,10 @@ impl UringBackend {
     fn enter(&mut self, want: usize) -> io::Result<()> {
         loop {
             self.fill();
-            if self.ring.submission().is_empty() && want == 0 {
+            if self.ring.uring.submission().is_empty() && want == 0 {
                 return Ok(());
             }
-            match self.ring.submit_and_wait(want) {
+            match self.ring.uring.submit_and_wait(want) {
                 Ok(_) if want > 0 => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -151,13 +134,11 @@ impl UringBackend {
     fn under_way(&self) -> bool {
         self.with_kernel > 0 || !self.waiting.is_empty()
     }
+}
 
-    fn note(&mut self, error: &io::Error) {
-        self.failures += 1;
-        if self.failures.is_power_of_two() {
-            log::warn!("io_uring takes no requests just now, {} times so far: {error}", self.failures);
-        }
-    }
+/// The kernel is short of memory. What it did not take stays in the submission queue.
+fn note(error: &io::Error) {
+    log::warn!("io_uring takes no requests just now: {error}");
 }
 
 impl Backend for UringBackend {
@@ -174,7 +155,7 @@ impl Backend for UringBackend {
     }
 
     fn event(&self) -> RawFd {
-        self.event.as_raw_fd()
+        self.ring.event.as_raw_fd()
     }
 
     fn enqueue(&mut self, request: Request) {
@@ -191,10 +172,9 @@ impl Backend for UringBackend {
 
     fn submit(&mut self) {
         if let Err(error) = self.enter(0) {
-            // The kernel is short of memory: what it did not take stays in the submission queue, and
-            // the loop comes back here.
-            self.note(&error);
-            self.event.call();
+            // The loop comes back here.
+            note(&error);
+            self.ring.event.call();
         }
     }
 
@@ -212,7 +192,7 @@ impl Backend for UringBackend {
     fn wait_idle(&mut self) {
         while self.under_way() {
             if let Err(error) = self.enter(1) {
-                self.note(&error);
+                note(&error);
                 thread::yield_now();
             }
             self.take_completions();
@@ -229,25 +209,24 @@ impl Drop for UringBackend {
 impl Slot {
     /// What the kernel is to do next for this slot's request.
     fn entry(&mut self, zero_range: bool) -> Option<squeue::Entry> {
-        let file = types::Fixed(0);
         let entry = match &self.request.as_ref()?.operation {
             Operation::Read { offset, buffers } => {
                 buffers.mark_written(u64::MAX);
                 let (iovecs, count) = self.iovecs.point_at(buffers, self.done);
-                opcode::Readv::new(file, iovecs, count).offset(offset + self.done).build()
+                opcode::Readv::new(FILE, iovecs, count).offset(offset + self.done).build()
             }
             Operation::Write { offset, buffers } => {
                 let (iovecs, count) = self.iovecs.point_at(buffers, self.done);
-                opcode::Writev::new(file, iovecs, count).offset(offset + self.done).build()
+                opcode::Writev::new(FILE, iovecs, count).offset(offset + self.done).build()
             }
-            Operation::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+            Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
             Operation::Discard { offset, len } => {
-                opcode::Fallocate::new(file, *len).offset(*offset).mode(PUNCH_HOLE).build()
+                opcode::Fallocate::new(FILE, *len).offset(*offset).mode(PUNCH_HOLE).build()
             }
             Operation::WriteZeroes { offset, len, unmap } => {
                 // A hole reads as zeroes too, so it serves where ranges cannot be zeroed.
                 let mode = if *unmap || !zero_range { PUNCH_HOLE } else { ZERO_RANGE };
-                opcode::Fallocate::new(file, *len).offset(*offset).mode(mode).build()
+                opcode::Fallocate::new(FILE, *len).offset(*offset).mode(mode).build()
             }
         };
         Some(entry)
@@ -313,8 +292,6 @@ impl Iovecs {
     }
 }
 
-/// Requests that one system call can carry; twice as many can be under way.
-const ENTRIES: u32 = 128;
 /// The kernel's UIO_MAXIOV.
 const IOVECS_MAX: usize = 1024;
 const IOVECS_KEPT: usize = 32;

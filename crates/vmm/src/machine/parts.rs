@@ -84,7 +84,7 @@ impl Machine {
                 .map_err(|error| problem(400, format!("the file of layer {index}: {}", chain(&error))))?;
         }
         let place = self.slots.free_place(DISKS).ok_or_else(|| full("disks", DISKS.len()))?;
-        let open = parts::open_disk(files, layers, access).map_err(|error| no_disk(&error))?;
+        let open = parts::open_disk(files, layers, access, &self.rings).map_err(|error| no_disk(&error))?;
         let spec = DiskSpec { serial, access, boots: false, queues, rate_limit };
         let slot = parts::disk(id, place, spec, open).map_err(|error| cannot(&error))?;
         let id = self.plug(run, slot).map_err(|error| cannot(&error))?;

@@ -59,14 +59,19 @@ impl SandboxError {
     }
 }
 
-/// Does what `sandbox` says. `network` is the namespace that it names, open.
+/// Does what `sandbox` says. `network` is the namespace that it names, open. `prepare` makes what the filters
+/// do not let be made, with the rights that the process has from then on.
 ///
 /// # Errors
 /// See [`SandboxError`]: the process must go on to nothing but its end.
-pub fn enter(sandbox: &Sandbox, network: Option<OwnedFd>) -> Result<(), SandboxError> {
+pub fn enter<T>(
+    sandbox: &Sandbox,
+    network: Option<OwnedFd>,
+    prepare: impl FnOnce() -> T,
+) -> Result<T, SandboxError> {
     remember_pid();
     match sandbox {
-        Sandbox::Off => return Ok(()),
+        Sandbox::Off => return Ok(prepare()),
         Sandbox::Full { .. } | Sandbox::User => {
             if std::process::id() != FIRST_PID {
                 return Err(SandboxError::NoPidNamespace);
@@ -89,8 +94,9 @@ pub fn enter(sandbox: &Sandbox, network: Option<OwnedFd>) -> Result<(), SandboxE
         close_every_path()?;
     }
     share_one_heap();
+    let prepared = prepare();
     filter::enter()?;
-    Ok(())
+    Ok(prepared)
 }
 
 /// The process's number as its owner has it, who is in another namespace.

@@ -15,8 +15,8 @@
 //! that it belongs to, and what uses it to the scenarios of that test: without the rule it names the call and
 //! its arguments, without the scenario the rule.
 //!
-//! Not here, and so impossible: opening a path, executing, making a process, a socket or a connection, memory
-//! that can be executed, signals to others, tracing, namespaces, mounts, keys, BPF, performance counters,
+//! Not here, and so impossible: opening a path, executing, making a process, a socket, a connection or a ring,
+//! memory that can be executed, signals to others, tracing, namespaces, mounts, keys, BPF, performance counters,
 //! changing ids or limits.
 
 use self::{
@@ -119,9 +119,8 @@ rules! {
     SYS_fcntl [Int(1, F_GETFL)] by Main: "before a descriptor is made to not wait";
     SYS_fcntl [Int(1, F_SETFL)] by Main: "a descriptor is made to not wait";
     SYS_fcntl [Int(1, F_DUPFD_CLOEXEC)] by Main: "a disk's file is held by the device and for the boot";
-    SYS_io_uring_setup by Main: "a raw disk is served by io_uring";
-    SYS_io_uring_register by Main: "its one file and its eventfd; the ring works on no other file";
-    SYS_io_uring_enter by Main: "requests of the guest to a raw disk";
+    SYS_io_uring_register [Int(1, REGISTER_FILES_UPDATE)] by Main: "a ring gets the file of a raw disk, or loses it";
+    SYS_io_uring_enter [Lacks(3, !ENTER_GETEVENTS)] by Main: "requests of the guest to a raw disk";
 
     // Waiting, and telling others.
     SYS_epoll_create1 by Main: "the event loop, and those within sockets";
@@ -242,6 +241,8 @@ const F_GETFD: u32 = 1;
 const F_GETFL: u32 = 3;
 const F_SETFL: u32 = 4;
 const F_DUPFD_CLOEXEC: u32 = 1030;
+const REGISTER_FILES_UPDATE: u32 = 6;
+const ENTER_GETEVENTS: u64 = 1;
 const PROT_EXEC: u64 = 4;
 /// What both C libraries ask for: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID,
 /// CHILD_CLEARTID.
@@ -361,6 +362,7 @@ mod tests {
             libc::SYS_keyctl,
             libc::SYS_perf_event_open,
             libc::SYS_userfaultfd,
+            libc::SYS_io_uring_setup,
             libc::SYS_init_module,
             libc::SYS_kexec_load,
             libc::SYS_open_by_handle_at,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use ec2vmm_host::{
+    cgroups::OwnGroup,
     machine::{Boot, Machine, MemoryBackend, Newborn, Parts, Restore, Ways},
     sandbox::{Sandbox, SandboxKind, empty_network},
     sockets,
@@ -35,7 +36,7 @@ pub(crate) const ID: u32 = 1_879_050_000;
 /// A machine that outlives its owner, like the daemon's; here it is ended when dropped.
 pub(crate) struct Kept {
     pub(crate) pid: u32,
-    pidfd: OwnedFd,
+    pub(crate) pidfd: OwnedFd,
     pub(crate) folder: tempfile::TempDir,
 }
 
@@ -201,8 +202,8 @@ impl Drop for Kept {
 }
 
 /// One that belongs to its owner, like that of `ec2vmm run`, and runs.
-pub(crate) fn run(parts: Parts) -> Machine {
-    let machine = Machine::start(Path::new(PROGRAM), &[], parts).unwrap();
+pub(crate) fn run(parts: Parts, group: Option<OwnGroup>) -> Machine {
+    let machine = Machine::start(Path::new(PROGRAM), &[], parts, group).unwrap();
     rustix::io::ioctl_fionbio(&machine.events, false).unwrap();
     let mut events = BufReader::new(File::from(machine.events.try_clone().unwrap()));
     let mut said = String::new();

@@ -7,7 +7,10 @@
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
-use ec2vmm_vmm::sandbox::{Thread, rules::RULES};
+use ec2vmm_vmm::{
+    block::Rings,
+    sandbox::{Thread, rules::RULES},
+};
 
 use crate::{born, scenarios, tracer::Call};
 
@@ -44,7 +47,7 @@ fn every_rule_is_needed() {
     if !born::is_possible() {
         return;
     }
-    let has_rings = io_uring::IoUring::new(1).is_ok();
+    let has_rings = !Rings::make(1).is_empty();
     if !Path::new("/dev/net/tun").exists() || !has_rings || !born::has_userfaultfd() {
         return eprintln!(
             "SKIPPED: this kernel has no taps, no io_uring or no userfaultfd, so some rules are not needed here"

@@ -1,16 +1,24 @@
 //! What no rule allows ends the process, in each kind of thread.
 
-use std::{fs::File, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    os::fd::{IntoRawFd, OwnedFd},
+};
 
 use ec2vmm_host::{
     disks::{Disk, OpenLayer},
     sandbox::empty_network,
 };
-use ec2vmm_vmm::sandbox::{self, Thread, rules::RULES};
+use ec2vmm_vmm::{
+    block::ENTRIES,
+    sandbox::{self, Thread, rules::RULES},
+};
 use ec2vmm_vmm_api::{
     Sandbox,
     config::{Format, RateLimit},
 };
+
+use io_uring::{opcode, types};
 
 use crate::{
     born::{self, Kept},
@@ -32,7 +40,7 @@ fn signal_of(thread: Thread, deed: impl FnOnce()) -> Option<i32> {
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        if sandbox::enter(&Sandbox::Filters, None).is_ok() {
+        if sandbox::enter(&Sandbox::Filters, None, || ()).is_ok() {
             sandbox::narrow(thread);
             deed();
         }
@@ -110,6 +118,9 @@ fn tries(thread: Thread) -> Vec<(i64, [u64; 6])> {
         (libc::SYS_userfaultfd, [0, 0, 0, 0, 0, 0]),
         (libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0, 0, 0]),
         (libc::SYS_connect, [3, 0, 0, 0, 0, 0]),
+        (libc::SYS_io_uring_setup, [8, 0, 0, 0, 0, 0]),
+        // IORING_REGISTER_SEND_MSG_RING, which takes no ring of ours.
+        (libc::SYS_io_uring_register, [u64::MAX, 31, 0, 1, 0, 0]),
         (libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0, 0, 0, 0]),
         (libc::SYS_mmap, [0, 4096, exec, 0x22, u64::MAX, 0]),
         (libc::SYS_mprotect, [0, 4096, exec, 0, 0, 0]),
@@ -121,7 +132,6 @@ fn tries(thread: Thread) -> Vec<(i64, [u64; 6])> {
     if thread != Thread::Main {
         const KVM_CREATE_VM: u64 = 0xae01;
         tries.push((libc::SYS_ioctl, [3, KVM_CREATE_VM, 0, 0, 0, 0]));
-        tries.push((libc::SYS_io_uring_setup, [8, 0, 0, 0, 0, 0]));
         tries.push((libc::SYS_accept4, [3, 0, 0, 0, 0, 0]));
         const UFFDIO_REGISTER: u64 = 0xc020_aa00;
         tries.push((libc::SYS_ioctl, [3, UFFDIO_REGISTER, 0, 0, 0, 0]));
@@ -227,4 +237,47 @@ fn the_call_that_killed_is_named() {
         "the machine process was killed by its sandbox: it made the system call socket (41) in the thread vcpu0, \
          which is not allowed"
     );
+}
+
+/// The first ring of a machine, as the kernel has it for the machine: taken from outside, where more is allowed.
+fn ring_of(machine: &Kept) -> Option<io_uring::IoUring> {
+    let numbers = std::fs::read_dir(format!("/proc/{}/fd", machine.pid)).unwrap();
+    let ring = numbers.map(|number| number.unwrap().path()).find(|number| {
+        std::fs::read_link(number).is_ok_and(|what| what.to_string_lossy() == "anon_inode:[io_uring]")
+    })?;
+    let number = ring.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let taken =
+        rustix::process::pidfd_getfd(&machine.pidfd, number, rustix::process::PidfdGetfdFlags::empty());
+    // It is laid out as any of its size.
+    let alike: io_uring::IoUring = io_uring::IoUring::builder().setup_r_disabled().build(ENTRIES).unwrap();
+    // SAFETY: it is a ring, which nobody else holds by this number.
+    let ring = unsafe { io_uring::IoUring::from_fd(taken.unwrap().into_raw_fd(), alike.params().clone()) };
+    Some(ring.unwrap())
+}
+
+#[test]
+fn the_rings_of_a_live_machine_do_nothing_but_serve_disks() {
+    if !born::is_possible() {
+        return;
+    }
+    let network = empty_network().unwrap();
+    let machine = machine(&network);
+    let Some(mut ring) = ring_of(&machine) else {
+        return eprintln!("SKIPPED: no io_uring");
+    };
+    let refused = ring.submitter().register_files(&[0]).unwrap_err().raw_os_error();
+    assert_eq!(refused, Some(libc::EACCES));
+    let entries = [
+        opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr()).build(),
+        opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+        opcode::Nop::new().build(),
+        // Allowed, but not on a descriptor.
+        opcode::Fsync::new(types::Fd(0)).build(),
+    ];
+    for entry in entries {
+        // SAFETY: the one path is a constant.
+        unsafe { ring.submission().push(&entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        assert_eq!(ring.completion().next().unwrap().result(), -libc::EACCES, "{entry:?}");
+    }
 }

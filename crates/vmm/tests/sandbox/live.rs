@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ec2vmm_host::sandbox::{Sandbox, SandboxKind, empty_network};
+use ec2vmm_host::{
+    cgroups::OwnGroup,
+    sandbox::{Sandbox, SandboxKind, empty_network},
+};
 
 use crate::{
     born::{self, Kept},
@@ -181,7 +184,7 @@ fn a_machine_of_a_command_run_by_root_holds_nothing_but_descriptors() {
         return;
     }
     let machine =
-        born::run(born::parts(Sandbox::of(SandboxKind::Full, born::ID, None), guests::idle(), None));
+        born::run(born::parts(Sandbox::of(SandboxKind::Full, born::ID, None), guests::idle(), None), None);
     let seen = Seen::new(machine.pid());
     check_what_all_have(&seen, Some(born::ID));
     check_namespaces(&seen, false);
@@ -197,7 +200,7 @@ fn a_machine_in_a_user_namespace_has_only_its_users_ids() {
     if !born::is_possible() {
         return;
     }
-    let machine = born::run(born::parts(Sandbox::User, guests::idle(), None));
+    let machine = born::run(born::parts(Sandbox::User, guests::idle(), None), None);
     let seen = Seen::new(machine.pid());
     check_what_all_have(&seen, None);
     check_namespaces(&seen, true);
@@ -219,7 +222,7 @@ fn a_machine_whose_memory_is_brought_in_holds_no_way_to_make_a_userfaultfd() {
     for sandbox in [born::full(&network), Sandbox::User, Sandbox::Filters] {
         let mut parts = born::parts(sandbox, guests::idle(), None);
         parts.restore = Some(born::paged(&state, &memory, None, None));
-        let machine = born::run(parts);
+        let machine = born::run(parts, None);
         let seen = Seen::new(machine.pid());
         assert_eq!(open(&seen).get("/dev/userfaultfd"), None);
         let tasks = seen.names("task");
@@ -241,7 +244,7 @@ fn weaker_sandboxes_are_filtered_all_the_same() {
                 continue;
             }
         };
-        let machine = born::run(born::parts(sandbox, guests::idle(), None));
+        let machine = born::run(born::parts(sandbox, guests::idle(), None), None);
         let seen = Seen::new(machine.pid());
         for task in seen.names("task") {
             assert_eq!(
@@ -275,11 +278,7 @@ fn its_control_group_is_all_that_it_sees_of_them() {
     if !born::is_possible() {
         return;
     }
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    let group = mount.map(|line| {
-        Path::new(line.split(' ').nth(1).unwrap()).join(format!("ec2vmm-sandbox-{}", std::process::id()))
-    });
+    let group = groups().map(|top| top.join(format!("ec2vmm-sandbox-{}", std::process::id())));
     let Some(group) = group.filter(|group| fs::create_dir(group).is_ok()) else {
         return eprintln!("SKIPPED: no cgroup v2 that this user may write to");
     };
@@ -296,6 +295,41 @@ fn its_control_group_is_all_that_it_sees_of_them() {
     assert_ne!(seen.link("ns/cgroup"), Seen("/proc/self".into()).link("ns/cgroup"));
     drop(machine);
     born::wait_until(|| fs::remove_dir(&group).is_ok());
+}
+
+/// The top of control groups, where this host has it.
+fn groups() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    mount.map(|line| line.split(' ').nth(1).unwrap().into())
+}
+
+#[test]
+fn a_machine_of_a_command_is_limited_by_a_group_of_its_own() {
+    if !born::is_possible() {
+        return;
+    }
+    let parent = groups().map(|top| top.join(format!("ec2vmm-sandbox-run-{}", std::process::id())));
+    let made = parent.as_ref().map(|parent| OwnGroup::make(parent, 2, Some(64)));
+    let (Some(parent), Some(Ok(group))) = (parent, made) else {
+        return eprintln!("SKIPPED: no cgroup v2 with the controllers cpu, memory and pids");
+    };
+    for sandbox in [Sandbox::of(SandboxKind::Full, born::ID, None), Sandbox::User] {
+        let group = OwnGroup::make(&parent, 2, Some(64)).unwrap();
+        let machine = born::run(born::parts(sandbox, guests::idle(), None), Some(group));
+        let path = Seen::new(machine.pid()).read("cgroup");
+        let path = path.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+        let own = parent.join(Path::new(path).file_name().unwrap());
+        let read = |name: &str| fs::read_to_string(own.join(name)).unwrap();
+        assert_eq!(read("cgroup.procs"), format!("{}\n", machine.pid()));
+        assert_eq!(read("memory.max"), format!("{}\n", (64 + 64 + 1) << 20));
+        assert_eq!((read("pids.max"), read("cpu.weight")), ("512\n".into(), "200\n".into()));
+        assert!(machine.out_of_memory().is_none());
+        drop(machine);
+        assert!(!own.exists());
+    }
+    drop(group);
+    fs::remove_dir(&parent).unwrap();
 }
 
 const NONE: &str = "0000000000000000";

@@ -307,6 +307,26 @@ guests! {
         "jmp 3b"
         "9:";
 
+    /// Waits for input, reads three bytes by one instruction and prints them by another, then powers itself off.
+    strings:
+        "cld"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x3f8"
+        "mov edi, 0x300000"
+        "mov ecx, 3"
+        "rep insb"
+        "mov esi, 0x300000"
+        "mov ecx, 3"
+        "rep outsb"
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "3: hlt"
+        "jmp 3b";
+
     /// For every byte that it reads, prints the next letter three times: as a register, an SSE register and
     /// memory know it. Powers itself off after a 'q'.
     letters:

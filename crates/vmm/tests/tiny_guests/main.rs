@@ -109,6 +109,16 @@ fn the_guest_reads_what_the_console_is_sent() {
 }
 
 #[test]
+fn an_instruction_that_repeats_is_an_access_each_time() {
+    let mut machine = Machine::start(guests::strings());
+    machine.console.write_all(b"abc").unwrap();
+    let mut output = [0; 3];
+    machine.console.read_exact(&mut output).unwrap();
+    assert_eq!(&output, b"abc");
+    assert_eq!(machine.end().0.code(), Some(0));
+}
+
+#[test]
 fn a_flood_that_nobody_reads_neither_blocks_nor_grows() {
     let mut machine = Machine::start(guests::flood());
     machine.wait_for(|event| matches!(event, Event::Running { .. }));

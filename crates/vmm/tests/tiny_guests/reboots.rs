@@ -20,8 +20,8 @@ struct Held {
 impl Held {
     fn of(pid: u32) -> Self {
         let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-        // Clean pages are the program's, and private only while no other machine runs.
-        let kib = kib_beyond_the_guests(pid, &["Private_Dirty:"]);
+        // Others are the program's: private while no other machine runs, and dirty while it was just built.
+        let kib = kib_beyond_the_guests(pid, &["Anonymous:"]);
         Self { kib, descriptors: count("fd"), threads: count("task") }
     }
 

@@ -114,6 +114,36 @@ fn free_pages_are_reported_in_the_queue_that_the_driver_uses() {
 }
 
 #[test]
+fn a_driver_that_gives_much_at_once_keeps_nobody_waiting() {
+    let (mut balloon, mut guest, discarded) = balloon(ALL);
+    let odd: Vec<u32> = (0..1024).map(|page| 2 * page + 1).collect();
+    let pages = guest.buffer(&numbers(&odd));
+    let head = guest.ring(0).add(&[pages]);
+    (1..100).for_each(|_| guest.ring(0).make_available(head));
+    // And as many ranges as descriptors.
+    let ranges: Vec<_> = (0..100).map(|at| Buffer::writable(2 * MIB + at * 0x2000, 0x1000)).collect();
+    let other = guest.ring(4).add(&ranges);
+    (1..100).for_each(|_| guest.ring(4).make_available(other));
+    let (mut chains, mut wakes) = (0, 0);
+    for (wake, most) in [(Wake::Queue(0), 2048), (Wake::Queue(4), 1124)]
+        .into_iter()
+        .chain(std::iter::repeat_n((Wake::Source(0), 2048 + 1124), 200))
+    {
+        let is_called = wakes < 2 || balloon.again.is_called();
+        if !is_called {
+            break;
+        }
+        balloon.wake(wake).unwrap();
+        let asked = discarded.take().len();
+        assert!(asked <= most, "{asked} discards in a wake");
+        chains += guest.ring(0).used().len() + guest.ring(4).used().len();
+        wakes += 1;
+    }
+    assert_eq!(chains, 200, "all of it in the end");
+    assert!(wakes > 50, "{wakes} wakes");
+}
+
+#[test]
 fn a_host_that_cannot_is_counted() {
     let (mut balloon, mut guest, discarded) = balloon(ALL);
     guest.ring(4).add(&[Buffer::writable(FAILS, 0x1000), Buffer::writable(FAILS - 0x1000, 0x1000)]);

@@ -2,7 +2,7 @@
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 /// The unit of every sector number, whatever the block size.
@@ -12,6 +12,11 @@ const SECTOR_U32: u32 = 512;
 /// that crosses two memory regions counts twice, so one is spared.
 pub(super) const SEGMENTS_MAX: usize = 254;
 const SEGMENTS_OFFERED: u32 = 253;
+/// The most bytes of a piece that drivers are offered. Those of Linux make none that is larger anyhow.
+const SEGMENT_BYTES_OFFERED: u32 = 1 << 20;
+/// The most bytes of one request, as the two offers have it: what is being read and written cannot be ended
+/// before its time, and a reset waits for it.
+pub(super) const DATA_BYTES_MAX: u64 = SEGMENTS_OFFERED as u64 * SEGMENT_BYTES_OFFERED as u64;
 /// The most sectors in one discard or write-zeroes: 2 GiB.
 const RANGE_SECTORS_MAX: u32 = 1 << 22;
 /// Pages of guests and blocks of file systems are 4 KiB: 2^3 sectors.
@@ -56,6 +61,7 @@ impl Limits {
 
     pub(super) fn features(&self) -> u64 {
         let offered = [
+            (VIRTIO_BLK_F_SIZE_MAX, true),
             (VIRTIO_BLK_F_SEG_MAX, true),
             (VIRTIO_BLK_F_BLK_SIZE, true),
             (VIRTIO_BLK_F_TOPOLOGY, true),
@@ -82,7 +88,7 @@ impl Limits {
         let granules = self.discard_granularity / SECTOR_U32;
         let mut bytes = Vec::with_capacity(CONFIG_LEN);
         bytes.extend(self.sectors.to_le_bytes());
-        bytes.extend(0u32.to_le_bytes()); // size_max
+        bytes.extend(SEGMENT_BYTES_OFFERED.to_le_bytes()); // size_max
         bytes.extend(SEGMENTS_OFFERED.to_le_bytes());
         bytes.extend([0; 4]); // geometry
         bytes.extend(SECTOR_U32.to_le_bytes());

@@ -3,9 +3,9 @@
 //! The device takes requests apart, hands them to the backend and completes them in the order in which
 //! the backend ends them; it never waits for a disk but in [`VirtioDevice::quiesce`] and [`VirtioDevice::reset`].
 //!
-//! Limits: 256 descriptors a queue, as many requests under way, and no more once they are 256 MiB; 253
-//! pieces of data a request, of any size; one range of at most 2 GiB a discard or write-zeroes. A disk's size is rounded down to whole
-//! sectors of 512 bytes. The cache mode is not the driver's to change: a driver that takes FLUSH gets
+//! Limits: 256 descriptors a queue, as many requests under way, and no more once they are 256 MiB; 253 MiB and
+//! 253 pieces of data a request, which are offered as pieces of 1 MiB; one range of at most 2 GiB a discard or
+//! write-zeroes. A disk's size is rounded down to whole sectors of 512 bytes. The cache mode is not the driver's to change: a driver that takes FLUSH gets
 //! write-back, one that does not gets every write made durable before it completes.
 //!
 //! Invariant: every chain that has room for a status gets one, and is given back once.
@@ -474,10 +474,7 @@ impl Counters {
                 return Status::Unsupported;
             }
             self.errors += 1;
-            // The first, second, fourth ...: a dying disk says so, but does not fill the log.
-            if self.errors.is_power_of_two() {
-                log::warn!("a disk request failed, the {}. so far: {error}", self.errors);
-            }
+            log::warn!("a disk request failed, the {}. so far: {error}", self.errors);
             return Status::Error;
         }
         let (count, bytes) = match work.kind {

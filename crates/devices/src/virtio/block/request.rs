@@ -11,7 +11,7 @@ use vm_memory::GuestAddress;
 
 use super::{
     backend::Operation,
-    limits::{Limits, SECTOR, SEGMENTS_MAX},
+    limits::{DATA_BYTES_MAX, Limits, SECTOR, SEGMENTS_MAX},
 };
 use crate::{
     Memory,
@@ -163,9 +163,11 @@ fn writing(limits: &Limits) -> Result<(), Status> {
     if limits.read_only { Err(Status::Error) } else { Ok(()) }
 }
 
-/// The byte at which `data` begins on the disk. Data in the wrong direction is refused.
+/// The byte at which `data` begins on the disk. Data in the wrong direction is refused, and more of it than a
+/// driver is offered.
 fn place(data: &Buffers, wrong: &Buffers, sector: u64, limits: &Limits) -> Result<u64, Status> {
-    if !wrong.is_empty() || data.segments() > SEGMENTS_MAX || !data.len().is_multiple_of(SECTOR) {
+    let fits = data.segments() <= SEGMENTS_MAX && data.len() <= DATA_BYTES_MAX;
+    if !wrong.is_empty() || !fits || !data.len().is_multiple_of(SECTOR) {
         return Err(Status::Error);
     }
     limits.offset(sector, data.len() / SECTOR).ok_or(Status::Error)
@@ -199,3 +201,30 @@ const SEGMENT_LEN: usize = 16;
 const FLAG_UNMAP: u32 = 1;
 const SPARES_MAX: usize = 64;
 const SPARE_SEGMENTS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::GuestAddress;
+
+    use super::{Buffers, DATA_BYTES_MAX, Limits, Status, place};
+    use crate::Memory;
+
+    #[test]
+    fn as_much_as_is_offered_and_no_more() {
+        const MIB: u64 = 1 << 20;
+        let memory: Arc<Memory> = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap());
+        let limits = Limits::new(1 << 40, None, false, 1);
+        let mut data = Buffers::new(Arc::clone(&memory));
+        // The same memory again and again, in pieces larger than was asked for.
+        (0..31).for_each(|_| data.push(GuestAddress(0), 8 << 20).unwrap());
+        data.push(GuestAddress(0), 5 << 20).unwrap();
+        assert_eq!(data.len(), DATA_BYTES_MAX);
+        assert_eq!(data.len(), 253 * MIB);
+        let none = Buffers::new(Arc::clone(&memory));
+        assert_eq!(place(&data, &none, 8, &limits), Ok(4096));
+        data.push(GuestAddress(0), 512).unwrap();
+        assert_eq!(place(&data, &none, 8, &limits), Err(Status::Error));
+    }
+}

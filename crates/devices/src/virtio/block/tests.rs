@@ -503,11 +503,16 @@ fn what_it_tells_of_itself() {
     let f = fixture();
     let identity = f.device.identity();
     assert_eq!((identity.device_type, identity.queue_sizes), (2, vec![256]));
-    let bits = [2, 6, 9, 10, 13, 14].iter().fold(0, |bits: u64, bit| bits | 1 << bit);
+    let bits = [1, 2, 6, 9, 10, 13, 14].iter().fold(0, |bits: u64, bit| bits | 1 << bit);
     assert_eq!(identity.features, bits);
     let config = identity.config.bytes();
     assert_eq!(config.len(), 60);
     assert_eq!(config[..8], SECTORS.to_le_bytes());
+    assert_eq!(
+        config[8..16],
+        [1_u32 << 20, 253].map(u32::to_le_bytes).concat(),
+        "the largest piece, and how many"
+    );
     assert_eq!(config[20..24], 512u32.to_le_bytes());
     assert_eq!(config[44..48], 8u32.to_le_bytes(), "discard alignment in sectors");
 }

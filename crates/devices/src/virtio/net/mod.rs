@@ -343,9 +343,7 @@ impl Counters {
     /// Something is wrong with the cable: a tap that is down, say. It may come back.
     fn note(&mut self, what: &str, error: &io::Error) {
         self.errors += 1;
-        if self.errors.is_power_of_two() {
-            log::warn!("cannot {what} a frame, the {}. failure so far: {error}", self.errors);
-        }
+        log::warn!("cannot {what} a frame, the {}. failure so far: {error}", self.errors);
     }
 }
 

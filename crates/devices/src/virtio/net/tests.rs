@@ -194,8 +194,12 @@ fn a_large_frame_is_spread_over_buffers() {
 fn buffers_are_ahead_as_many_as_frames_need() {
     let mut f = fixture(MRG | GUEST_CSUM | GUEST_TSO4, 256);
     let rooms: Vec<Buffer> = (0..200).map(|_| f.guest.room(1526)).collect();
-    rooms.iter().for_each(|room| drop(f.guest.ring(RX).add(&[*room])));
-    [100, 65_000, 65_000, 1000, 1000].map(|len| f.arrives(frame(len)));
+    for room in &rooms {
+        f.guest.ring(RX).add(&[*room]);
+    }
+    for len in [100, 65_000, 65_000, 1000, 1000] {
+        f.arrives(frame(len));
+    }
     f.wake(Wake::Source(0));
     // A frame that came unexpectedly large left none of its buffers behind.
     assert_eq!(f.cable.ends().offered, [2, 2, 43, 43, 42]);

@@ -33,7 +33,6 @@ pub(super) struct Bridge {
     waiting: BTreeMap<u64, Waiting>,
     /// Streams that are gone for the guest, but not for the host.
     rests: BTreeMap<u64, Rest>,
-    failures: u64,
 }
 
 struct Greeting {
@@ -85,7 +84,6 @@ impl Bridge {
             greetings: BTreeMap::new(),
             waiting: BTreeMap::new(),
             rests: BTreeMap::new(),
-            failures: 0,
         })
     }
 
@@ -112,7 +110,7 @@ impl Bridge {
                 more |= count == events.len();
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => more = true,
-            Err(error) => self.note("wait for programs", &error),
+            Err(error) => note("wait for programs", &error),
         }
         self.events = events;
         more
@@ -170,7 +168,7 @@ impl Bridge {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    self.note("accept a program", &error);
+                    note("accept a program", &error);
                     return false;
                 }
             };
@@ -182,7 +180,7 @@ impl Bridge {
                 .set_nonblocking(true)
                 .and_then(|()| self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), event));
             if let Err(error) = watched {
-                self.note("watch a program", &error);
+                note("watch a program", &error);
                 continue;
             }
             if self.greetings.len() >= GREETINGS_MAX {
@@ -213,13 +211,10 @@ impl Bridge {
             Some(Wish::Listen(_)) | None => {}
         }
     }
+}
 
-    fn note(&mut self, what: &str, error: &io::Error) {
-        self.failures += 1;
-        if self.failures.is_power_of_two() {
-            log::warn!("the vsock bridge cannot {what}, the {}. failure so far: {error}", self.failures);
-        }
-    }
+fn note(what: &str, error: &io::Error) {
+    log::warn!("the vsock bridge cannot {what}: {error}");
 }
 
 impl Greeting {

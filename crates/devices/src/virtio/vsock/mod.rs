@@ -159,8 +159,9 @@ impl Vsock {
             return Ok(false);
         };
         state.transmit.disable_kicks()?;
-        let mut more = true;
-        for _ in 0..PACKETS_PER_WAKE {
+        let (mut more, mut left) = (true, PIECES_PER_WAKE);
+        while left > 0 {
+            left -= 1;
             if state.resets.len() >= RESETS_MAX {
                 // When the guest has taken them: `run` comes here whatever woke it.
                 more = false;
@@ -179,6 +180,7 @@ impl Vsock {
             data.clear();
             state.stray.clear();
             let (_, outcome) = Buffers::gather(chain, &mut data, &mut state.stray);
+            left = left.saturating_sub(data.segments() + state.stray.segments());
             let header = Header::read(&data).filter(|_| outcome.is_ok());
             data.advance(HEADER_LEN as u64);
             match header {
@@ -202,8 +204,9 @@ impl Vsock {
             return Ok(false);
         };
         state.receive.disable_kicks()?;
-        let mut more = true;
-        for _ in 0..PACKETS_PER_WAKE {
+        let (mut more, mut left) = (true, PIECES_PER_WAKE);
+        while left > 0 {
+            left -= 1;
             if state.resets.is_empty() && state.speakers.is_empty() {
                 more = false;
                 break;
@@ -219,6 +222,7 @@ impl Vsock {
             state.outgoing.clear();
             state.stray.clear();
             let (_, outcome) = Buffers::gather(chain, &mut state.stray, &mut state.outgoing);
+            left = left.saturating_sub(state.outgoing.segments() + state.stray.segments());
             let sane = outcome.is_ok() && state.stray.is_empty();
             if !sane || state.outgoing.len() <= HEADER_LEN as u64 {
                 self.counters.refused += 1;
@@ -465,5 +469,7 @@ const STREAMS_MAX: usize = 1023;
 const PORT_FIRST: u32 = 1 << 30;
 const PORT_END: u32 = 1 << 31;
 const RESETS_MAX: usize = 256;
-const PACKETS_PER_WAKE: usize = 256;
+/// Packets, and pieces of memory that they are in, each way until others get their turn: each piece can cost a
+/// system call. The last packet may go beyond by its own.
+const PIECES_PER_WAKE: usize = 1024;
 const HEADER_LEN_U32: u32 = 44;

@@ -352,6 +352,68 @@ fn a_host_that_reads_slowly_costs_64_kib() {
 }
 
 #[test]
+fn packets_in_many_pieces_keep_nobody_waiting() {
+    let mut world = world();
+    let (mut stream, host) = world.call();
+    stream.set_nonblocking(true).unwrap();
+    // A packet of 120 bytes, each of them a piece of its own, again and again.
+    world.guest.memory.write_slice(&data(host, 80, 120).bytes(), GuestAddress(TX_BUFFERS)).unwrap();
+    let mut pieces = vec![Buffer::readable(TX_BUFFERS, 44)];
+    pieces.extend((0..120).map(|at| Buffer::readable(TX_BUFFERS + 64 + at, 1)));
+    let head = world.guest.ring(TX).add(&pieces);
+    (1..100).for_each(|_| world.guest.ring(TX).make_available(head));
+    let (mut packets, mut wakes) = (0, 0);
+    while packets < 100 {
+        world.device.wake(Wake::Source(0)).unwrap();
+        let taken = world.guest.ring(TX).used().len();
+        // What it says of credit is taken too.
+        assert!((1..=1024 / 122 + 1).contains(&taken), "{taken} packets in a wake");
+        packets += taken;
+        wakes += 1;
+        // So that it may send on.
+        let mut bytes = [0; 1 << 16];
+        while matches!(stream.read(&mut bytes), Ok(1..)) {}
+    }
+    assert!(wakes > 10, "{wakes} wakes");
+    assert_eq!(world.count("from_guest_bytes"), 12_000);
+}
+
+#[test]
+fn room_in_many_pieces_keeps_nobody_waiting() {
+    let mut world = world();
+    let mut pieces = vec![Buffer::writable(RX_BUFFERS, 44)];
+    pieces.extend((0..100).map(|at| Buffer::writable(RX_BUFFERS + 64 + at, 1)));
+    // A driver that has given no room yet.
+    world.device.reset();
+    world.guest = Guest::new(&[128, 128, 128]);
+    world.device.activate(0, world.guest.queues()).unwrap();
+    let mut stream = world.connect();
+    stream.write_all(b"CONNECT 80\n").unwrap();
+    let head = world.guest.ring(RX).add(&pieces);
+    world.device.wake(Wake::Source(0)).unwrap();
+    assert_eq!(world.guest.ring(RX).used().len(), 1, "the request");
+    let mut buffers = Buffers::new(Arc::clone(&world.guest.memory));
+    buffers.push(GuestAddress(RX_BUFFERS), 44).unwrap();
+    let request = Header::read(&buffers).unwrap();
+    let answer = guest_header(request.src_port, 80, OP_RESPONSE);
+    world.guest.memory.write_slice(&answer.bytes(), GuestAddress(TX_BUFFERS)).unwrap();
+    world.guest.ring(TX).add(&[Buffer::readable(TX_BUFFERS, 44)]);
+    world.device.wake(Wake::Source(0)).unwrap();
+    stream.write_all(&[7; 5000]).unwrap();
+    (0..60).for_each(|_| world.guest.ring(RX).make_available(head));
+    let (mut packets, mut wakes) = (0, 0);
+    while packets < 50 {
+        world.device.wake(Wake::Source(0)).unwrap();
+        let said = world.guest.ring(RX).used().len();
+        assert!((1..=1024 / 102 + 1).contains(&said), "{said} packets in a wake");
+        packets += said;
+        wakes += 1;
+    }
+    assert!(wakes >= 5, "{wakes} wakes");
+    assert_eq!(world.count("to_guest_bytes"), 5000);
+}
+
+#[test]
 fn a_guest_that_reads_slowly_gets_no_more_than_it_takes() {
     let mut w = world();
     let mut stream = w.say("CONNECT 80\n");

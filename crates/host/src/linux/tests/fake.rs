@@ -8,6 +8,7 @@
 //! | `quick` | runs and powers off before anybody asks |
 //! | `fail` | ends before it runs, and says why |
 //! | `forbidden` | runs, and is then killed as by its sandbox |
+//! | `rebel` | as `run`, until the file `go` is beside its program: then it is killed as by its sandbox |
 //! | `die` | ends before it runs, without a word |
 
 use std::{
@@ -86,12 +87,7 @@ fn plays_its_part() {
             writeln!(std::io::stderr(), "ec2vmm-vmm: error: out of luck").unwrap();
             std::process::abort();
         }
-        "late" => {
-            let go = Path::new(&std::env::var(FOLDER).unwrap()).join("go");
-            while !go.exists() {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-        }
+        "late" => wait_to_go(),
         _ => {}
     }
     fake.tell(&Event::Loaded { us: 1000, booted: Booted::default() });
@@ -102,7 +98,14 @@ fn plays_its_part() {
     if part == "forbidden" {
         // It is seen to run, and killed then.
         control.accept().unwrap();
-        do_what_is_forbidden();
+        do_what_is_forbidden(&fake.config);
+    }
+    if part == "rebel" {
+        let fake = Arc::clone(&fake);
+        std::thread::spawn(move || {
+            wait_to_go();
+            do_what_is_forbidden(&fake.config)
+        });
     }
     std::thread::spawn(move || {
         for stream in console.incoming() {
@@ -121,8 +124,19 @@ fn plays_its_part() {
     }
 }
 
-/// Under a filter of its own: load the call's number; is it getppid? kill the process; else allow.
-fn do_what_is_forbidden() -> ! {
+fn wait_to_go() {
+    let go = Path::new(&std::env::var(FOLDER).unwrap()).join("go");
+    while !go.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// As the user that it is to be, and under a filter of its own: load the call's number; is it getppid? kill the
+/// process; else allow.
+fn do_what_is_forbidden(config: &MachineConfig) -> ! {
+    let Sandbox::Full { uid, .. } = config.sandbox else { panic!("{:?}", config.sandbox) };
+    // SAFETY: numbers only. The C library would ask every other thread to do the same.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, 0);
     let word = |code, jf, k: i64| libc::sock_filter { code, jt: 0, jf, k: u32::try_from(k).unwrap() };
     let words = [
         word(0x20, 0, 0),

@@ -1,6 +1,7 @@
 //! Machines whose process is a fake. They need a cgroup v2 to write to, and neither KVM nor network.
 #![allow(unsafe_code, reason = "the fake's inherited descriptors")]
 
+mod adoption;
 mod fake;
 mod survival;
 
@@ -20,7 +21,8 @@ use tokio::{
     sync::broadcast,
 };
 
-use super::{Config, Linux, cgroups::tests::Lab};
+use super::{Config, Linux};
+use crate::cgroups::tests::Lab;
 use crate::host::{
     Ending, Error, FoundMachine, GuestData, Host, ImageFile, MachinePlan, News, NewsKind, VolumePlan,
 };
@@ -69,7 +71,11 @@ impl Site {
 }
 
 async fn open(folder: &Path, cgroup: PathBuf, part: &str) -> Linux {
-    let config = Config {
+    Linux::start(config(folder, cgroup, part)).await.unwrap()
+}
+
+fn config(folder: &Path, cgroup: PathBuf, part: &str) -> Config {
+    Config {
         state_dir: folder.join("state"),
         run_dir: folder.join("run"),
         cgroup,
@@ -84,8 +90,7 @@ async fn open(folder: &Path, cgroup: PathBuf, part: &str) -> Linux {
         kvm_device: folder.join("kvm"),
         emulated_kvm: true,
         network: None,
-    };
-    Linux::start(config).await.unwrap()
+    }
 }
 
 async fn plan(linux: &Linux, number: u128) -> MachinePlan {
@@ -255,6 +260,29 @@ async fn the_next_daemon_finds_what_runs() {
     let found = linux.inventory().await.unwrap().machines;
     assert_eq!(found[0].ended, Some(powered_off()));
     linux.remove_machine(&plan.instance).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_daemon_gets_nothing_of_the_first() {
+    let Some(site) = Site::new() else { return };
+    let (linux, _) = site.open("run").await;
+    let plan = plan(&linux, 1).await;
+    linux.start_machine(&plan).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let second = || Linux::start(config(other.path(), site.lab.0.clone(), "run"));
+    let Err(Error::InUse { path }) = second().await else { panic!("it starts") };
+    assert_eq!(path, site.lab.0);
+    assert!(!other.path().join("state").exists(), "it has touched nothing");
+    // Nor the folder.
+    let Some(lab) = Lab::new() else { return };
+    let of_first = Linux::start(config(site.folder.path(), lab.0.clone(), "run"));
+    let Err(Error::InUse { path }) = of_first.await else { panic!("it starts") };
+    assert_eq!(path, site.path("run/machines"));
+    assert_eq!(linux.inventory().await.unwrap().machines.len(), 1);
+    linux.kill_machine(&plan.instance).await.unwrap();
+    linux.remove_machine(&plan.instance).await.unwrap();
+    drop(linux);
+    assert!(second().await.is_ok());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ use ec2vmm_devices::{
 };
 use ec2vmm_image::{Disk, Format, Layer, create_overlay};
 use ec2vmm_vmm::{
-    block::{self, Access, ImageBackend},
+    block::{self, Access, ImageBackend, Rings},
     entropy::KernelEntropy,
     outlet::Outlet,
     sandbox::{self, Thread},
@@ -45,8 +45,8 @@ use crate::{coverage::Coverage, tracer};
 pub(super) fn run_all(coverage: &mut Coverage) {
     for format in [Format::Raw, Format::Qcow2] {
         for by_threads in [false, true] {
-            let part = |file| disk(file, format, by_threads);
-            watch(coverage, Thread::Main, || tempfile::tempfile().unwrap(), part);
+            let part = |(file, rings)| disk(file, format, by_threads, &rings);
+            watch(coverage, Thread::Main, || (tempfile::tempfile().unwrap(), Rings::make(1)), part);
         }
     }
     watch(coverage, Thread::Main, vsock, guest_and_host_talk);
@@ -89,7 +89,7 @@ fn follow<T>(
     if child == 0 {
         begun.read_exact(&mut [0]).unwrap();
         let prepared = prepare();
-        sandbox::enter(&Sandbox::Filters, None).unwrap();
+        sandbox::enter(&Sandbox::Filters, None, || ()).unwrap();
         // By its name the tracer knows which filter follows.
         let name = match thread {
             Thread::Main => c"main",
@@ -106,7 +106,7 @@ fn follow<T>(
     tracer::follow(child, || begin.write_all(b"x").unwrap(), |call| coverage.see(call))
 }
 
-fn disk(file: File, format: Format, by_threads: bool) {
+fn disk(file: File, format: Format, by_threads: bool, rings: &Rings) {
     const SIZE: u64 = 8 << 20;
     match format {
         // By threads also one that ends within a sector.
@@ -114,7 +114,7 @@ fn disk(file: File, format: Format, by_threads: bool) {
         Format::Qcow2 => create_overlay(file.try_clone().unwrap(), SIZE).unwrap(),
     }
     let layers = vec![Layer { file, format }];
-    let mut open = block::open(layers, Access::Kept).unwrap();
+    let mut open = block::open(layers, Access::Kept, rings).unwrap();
     if by_threads {
         open.backend = Box::new(ImageBackend::new(open.disk.clone()).unwrap());
     }

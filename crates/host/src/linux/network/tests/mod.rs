@@ -5,4 +5,5 @@ mod forgery;
 mod lab;
 mod names;
 mod survival;
+mod taps;
 mod traffic;

@@ -4,6 +4,8 @@
 //! Invariant: a machine process is in its group before it is told what to be, so that whatever runs a
 //! machine is found by its group. Source: Documentation/admin-guide/cgroup-v2.rst of Linux.
 
+mod own;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -13,43 +15,47 @@ use std::{
 use ec2vmm_model::{credits::Throttle, ids::InstanceId};
 use rustix::process::{Pid, Signal};
 
-use super::{changed, error::system};
-use crate::host::Error;
+pub use self::own::{Error as OwnError, OwnGroup};
+use crate::{
+    host::Error,
+    linux::{changed, error::system},
+};
 
 /// The group of all machines.
 #[derive(Clone, Debug)]
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
     root: PathBuf,
     limited: bool,
 }
 
 /// The group of one machine.
 #[derive(Clone, Debug)]
-pub(super) struct Cgroup {
+pub(crate) struct Cgroup {
     path: PathBuf,
     limited: bool,
 }
 
 /// What a machine may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) throttle: Throttle,
-    pub(super) vcpus: u8,
-    pub(super) memory_mib: u64,
+pub(crate) struct Limits {
+    pub(crate) throttle: Throttle,
+    pub(crate) vcpus: u8,
+    /// None where it is not to be limited.
+    pub(crate) memory_mib: Option<u64>,
 }
 
 /// What the processes of a group have taken.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Taken {
-    pub(super) cpu_us: u64,
+pub(crate) struct Taken {
+    pub(crate) cpu_us: u64,
     /// Nothing where the host does not count it.
-    pub(super) memory_bytes: u64,
+    pub(crate) memory_bytes: u64,
 }
 
 impl Cgroups {
     /// Makes the group of all machines. With `limited`, processor time, memory and processes of each are
     /// limited; else they are counted, as far as the host does that without limits.
-    pub(super) fn start(root: &Path, limited: bool) -> Result<Self, Error> {
+    pub(crate) fn start(root: &Path, limited: bool) -> Result<Self, Error> {
         let parent = root.parent().unwrap_or(root);
         let controllers = match fs::read_to_string(parent.join("cgroup.controllers")) {
             Ok(controllers) => controllers,
@@ -58,21 +64,18 @@ impl Cgroups {
             }
             Err(error) => return Err(system(format!("reading {}", parent.display()))(error)),
         };
+        let has = |wanted: &&str| controllers.split_ascii_whitespace().any(|name| name == *wanted);
+        if limited && let Some(missing) = CONTROLLERS.iter().find(|name| !has(name)) {
+            let what = format!("the cgroup v2 at {} has no controller `{missing}`", parent.display());
+            return Err(unusable(what));
+        }
         match fs::create_dir(root) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(system(format!("making the control group {}", root.display()))(error));
             }
             _ => {}
         }
-        let cgroups = Self { root: root.to_owned(), limited };
         if limited {
-            let has = |wanted: &&str| controllers.split_ascii_whitespace().any(|name| name == *wanted);
-            if let Some(missing) = CONTROLLERS.iter().find(|name| !has(name)) {
-                return Err(unusable(format!(
-                    "the cgroup v2 at {} has no controller `{missing}`",
-                    parent.display()
-                )));
-            }
             let wanted = CONTROLLERS.iter().chain(OPTIONAL.iter().filter(|name| has(name)));
             for name in wanted {
                 for group in [parent, root] {
@@ -80,16 +83,25 @@ impl Cgroups {
                 }
             }
         }
-        Ok(cgroups)
+        Ok(Self { root: root.to_owned(), limited })
+    }
+
+    /// Their folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
     }
 
     /// The group of a machine, there or not.
-    pub(super) fn of(&self, instance: &InstanceId) -> Cgroup {
-        Cgroup { path: self.root.join(instance.as_str()), limited: self.limited }
+    pub(crate) fn of(&self, instance: &InstanceId) -> Cgroup {
+        self.named(instance.as_str())
+    }
+
+    fn named(&self, name: &str) -> Cgroup {
+        Cgroup { path: self.root.join(name), limited: self.limited }
     }
 
     /// Whose groups there are.
-    pub(super) fn list(&self) -> Result<Vec<InstanceId>, Error> {
+    pub(crate) fn list(&self) -> Result<Vec<InstanceId>, Error> {
         let entries = fs::read_dir(&self.root).map_err(system("reading the control groups"))?;
         let id = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
         Ok(entries.filter_map(id).collect())
@@ -98,7 +110,7 @@ impl Cgroups {
 
 impl Cgroup {
     /// Makes the group, if it is not there, and sets its limits.
-    pub(super) fn create(&self, limits: &Limits) -> Result<(), Error> {
+    pub(crate) fn create(&self, limits: &Limits) -> Result<(), Error> {
         match fs::create_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(system(format!("making the control group {}", self.path.display()))(error));
@@ -107,11 +119,13 @@ impl Cgroup {
         }
         changed(format_args!("made {}", self.path.display()));
         if self.limited {
-            let headroom = HEADROOM_BYTES + (limits.memory_mib << 20) / HEADROOM_SHARE;
-            let memory = (limits.memory_mib << 20).saturating_add(headroom);
-            self.write("memory.max", &memory.to_string())?;
-            // What memory.max does not let it keep shall not go on in the host's swap without end.
-            self.write_if_there("memory.swap.max", &memory.to_string())?;
+            if let Some(mib) = limits.memory_mib {
+                let headroom = HEADROOM_BYTES + (mib << 20) / HEADROOM_SHARE;
+                let memory = (mib << 20).saturating_add(headroom);
+                self.write("memory.max", &memory.to_string())?;
+                // What memory.max does not let it keep shall not go on in the host's swap without end.
+                self.write_if_there("memory.swap.max", &memory.to_string())?;
+            }
             self.write("memory.oom.group", "1")?;
             self.write("pids.max", &TASKS_MAX.to_string())?;
             // Where processors are promised several times, each vCPU has the same share.
@@ -126,7 +140,7 @@ impl Cgroup {
     }
 
     /// Limits processor time, or lifts the limit.
-    pub(super) fn throttle(&self, throttle: Throttle) -> Result<(), Error> {
+    pub(crate) fn throttle(&self, throttle: Throttle) -> Result<(), Error> {
         if !self.limited {
             return Ok(());
         }
@@ -141,14 +155,14 @@ impl Cgroup {
     }
 
     /// Puts a process into the group.
-    pub(super) fn add(&self, pid: u32) -> Result<(), Error> {
+    pub(crate) fn add(&self, pid: u32) -> Result<(), Error> {
         self.write("cgroup.procs", &pid.to_string())?;
         changed(format_args!("put {pid} into {}", self.path.display()));
         Ok(())
     }
 
     /// The processes in the group; none where there is no group.
-    pub(super) fn processes(&self) -> Result<Vec<u32>, Error> {
+    pub(crate) fn processes(&self) -> Result<Vec<u32>, Error> {
         match fs::read_to_string(self.path.join("cgroup.procs")) {
             Ok(pids) => Ok(pids.lines().filter_map(|pid| pid.parse().ok()).collect()),
             Err(error) if is_gone(&error) => Ok(Vec::new()),
@@ -157,7 +171,7 @@ impl Cgroup {
     }
 
     /// Ends every process in the group.
-    pub(super) fn kill(&self) -> Result<(), Error> {
+    pub(crate) fn kill(&self) -> Result<(), Error> {
         match fs::write(self.path.join("cgroup.kill"), "1") {
             Ok(()) => return Ok(()),
             Err(error) if is_gone(&error) => {}
@@ -178,12 +192,12 @@ impl Cgroup {
     }
 
     /// Whether there is such a group.
-    pub(super) fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         self.path.exists()
     }
 
     /// Removes the group, if it is there. Nothing may be in it.
-    pub(super) fn remove(&self) -> Result<(), Error> {
+    pub(crate) fn remove(&self) -> Result<(), Error> {
         let mut tries = 0;
         loop {
             match fs::remove_dir(&self.path) {
@@ -205,7 +219,7 @@ impl Cgroup {
     }
 
     /// What its processes have taken.
-    pub(super) fn taken(&self) -> Result<Taken, Error> {
+    pub(crate) fn taken(&self) -> Result<Taken, Error> {
         let failed = || system(format!("reading what {} has taken", self.path.display()));
         let stat = fs::read_to_string(self.path.join("cpu.stat")).map_err(failed())?;
         let memory_bytes = match fs::read_to_string(self.path.join("memory.current")) {
@@ -274,7 +288,7 @@ const QUOTA_US_MIN: u64 = 1000;
 
 #[cfg(test)]
 #[allow(clippy::print_stderr, reason = "a test that leaves something out says so")]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::{path::PathBuf, process::Command};
 
     use ec2vmm_model::{credits::Throttle, ids::InstanceId};
@@ -324,7 +338,7 @@ pub(super) mod tests {
         let instance = InstanceId::from_random(1);
         let cgroup = cgroups.of(&instance);
         assert_eq!(cgroup.processes().unwrap(), [0; 0]);
-        let limits = Limits { throttle: Throttle::Full, vcpus: 1, memory_mib: 64 };
+        let limits = Limits { throttle: Throttle::Full, vcpus: 1, memory_mib: Some(64) };
         cgroup.create(&limits).unwrap();
         cgroup.create(&limits).unwrap();
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
@@ -352,7 +366,7 @@ pub(super) mod tests {
         };
         let cgroup = cgroups.of(&InstanceId::from_random(1));
         let throttle = Throttle::Limited { millicpus: 200 };
-        cgroup.create(&Limits { throttle, vcpus: 2, memory_mib: 1024 }).unwrap();
+        cgroup.create(&Limits { throttle, vcpus: 2, memory_mib: Some(1024) }).unwrap();
         let read = |name: &str| std::fs::read_to_string(cgroup.path.join(name)).unwrap();
         assert_eq!(read("cpu.max"), "20000 100000\n");
         assert_eq!(read("cpu.weight"), "200\n");
@@ -366,6 +380,26 @@ pub(super) mod tests {
         }
         cgroup.throttle(Throttle::Full).unwrap();
         assert_eq!(read("cpu.max"), "max 100000\n");
+    }
+
+    /// On files that stand for a host with all controllers: what is written where.
+    #[test]
+    fn limits_as_they_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        let root = folder.path().join("ec2vmm");
+        let cgroups = Cgroups::start(&root, true).unwrap();
+        let written = std::fs::read_to_string(root.join("cgroup.subtree_control")).unwrap();
+        assert_eq!(written, "+io", "each in a write of its own, the last one last");
+        let cgroup = cgroups.of(&InstanceId::from_random(1));
+        let read = |name: &str| std::fs::read_to_string(cgroup.path.join(name)).ok();
+        cgroup.create(&Limits { throttle: Throttle::Full, vcpus: 3, memory_mib: None }).unwrap();
+        assert_eq!((read("memory.max"), read("memory.oom.group")), (None, Some("1".into())));
+        cgroup.create(&Limits { throttle: Throttle::Full, vcpus: 3, memory_mib: Some(64) }).unwrap();
+        assert_eq!(read("memory.max"), Some(((64 + 64 + 1) << 20).to_string()));
+        assert_eq!((read("cpu.weight"), read("cpu.max")), (Some("300".into()), Some("max 100000".into())));
+        assert_eq!(read("pids.max"), Some("512".into()));
+        assert_eq!(read("memory.swap.max"), None, "a kernel without it");
     }
 
     #[test]
