@@ -321,7 +321,8 @@ fn a_machine_of_a_command_is_limited_by_a_group_of_its_own() {
         let path = path.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
         let own = parent.join(Path::new(path).file_name().unwrap());
         let read = |name: &str| fs::read_to_string(own.join(name)).unwrap();
-        assert_eq!(read("cgroup.procs"), format!("{}\n", machine.pid()));
+        // Threads of KVM that work for the VM are in the group too.
+        assert!(read("cgroup.procs").lines().any(|pid| pid == machine.pid().to_string()));
         assert_eq!(read("memory.max"), format!("{}\n", (64 + 64 + 1) << 20));
         assert_eq!((read("pids.max"), read("cpu.weight")), ("512\n".into(), "200\n".into()));
         assert!(machine.out_of_memory().is_none());
