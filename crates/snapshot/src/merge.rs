@@ -128,6 +128,9 @@ mod tests {
     }
 
     proptest! {
+        // Each makes files of a MiB.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn every_page_is_the_newest(
             all in prop::collection::vec(prop::collection::btree_map(0..RAM / PAGE_BYTES, 0..3_u8, 0..60), 1..5),
