@@ -20,6 +20,7 @@ pub mod sockets;
 mod spawn;
 mod system_calls;
 pub mod tap;
+pub mod userfaultfd;
 pub mod violation;
 
 use ec2vmm_vmm_api::FailureKind;

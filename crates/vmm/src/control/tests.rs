@@ -13,7 +13,7 @@ use ec2vmm_vmm_api::{
     config::{Identity, RateLimit},
     control::{
         AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
-        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
+        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State, WorkingSet,
     },
 };
 use expect_test::{Expect, expect};
@@ -97,6 +97,10 @@ impl Handler for Fake {
 
     fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<SnapshotTaken, Problem> {
         Err(problem(409, "there is no snapshot of nothing".into()))
+    }
+
+    fn record_working_set(&mut self) -> Result<WorkingSet, Problem> {
+        Ok(WorkingSet { pages: 5 })
     }
 
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
@@ -340,7 +344,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
+            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot, /machine/working-set"}
         "#]],
     );
     check_problem(
@@ -361,7 +365,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /machine/disks/a/b HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
+            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot, /machine/working-set"}
         "#]],
     );
     check_problem(

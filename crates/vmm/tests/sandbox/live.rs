@@ -212,6 +212,26 @@ fn a_machine_in_a_user_namespace_has_only_its_users_ids() {
 }
 
 #[test]
+fn a_machine_whose_memory_is_brought_in_holds_no_way_to_make_a_userfaultfd() {
+    if !born::is_possible() || !born::has_userfaultfd() {
+        return;
+    }
+    let network = empty_network().unwrap();
+    let [state, memory] = born::snapshot(&network);
+    // In every sandbox the kernel's own accesses are served too: the machine runs.
+    for sandbox in [born::full(&network), Sandbox::User, Sandbox::Filters] {
+        let mut parts = born::parts(sandbox, guests::idle(), None);
+        parts.restore = Some(born::paged(&state, &memory, None, None));
+        let machine = born::run(parts, None);
+        let seen = Seen::new(machine.pid());
+        assert_eq!(open(&seen).get("/dev/userfaultfd"), None);
+        let tasks = seen.names("task");
+        let pager = tasks.iter().find(|task| seen.status(task, "Name") == "pager").unwrap();
+        born::wait_until(|| seen.status(pager, "Seccomp_filters") == "2");
+    }
+}
+
+#[test]
 fn weaker_sandboxes_are_filtered_all_the_same() {
     if !born::is_possible() {
         return;

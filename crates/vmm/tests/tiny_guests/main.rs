@@ -18,6 +18,7 @@ mod pause;
 mod reboots;
 mod snapshot;
 mod stuck;
+mod userfaultfd;
 
 use std::io::{BufRead, BufReader, Read, Write};
 
