@@ -1,12 +1,15 @@
 """The machine monitors that are compared: how each is started on a kernel, and on a tiny guest."""
 
+import atexit
 import contextlib
 import ctypes
 import itertools
 import json
 import os
+import shutil
 import socket
 import struct
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -14,12 +17,14 @@ from dataclasses import dataclass, field
 MEMORY_MIB = 256
 LINE = b"bench: user space reached"
 TINY_LINE = b"!"
+WORKED_LINE = b"?"
 # Between two bytes of a guest that prints again and again.
 PAUSE_STEPS = 512
 SOCKET_THERE_S = 10
 NUMBERS = itertools.count()
 # Every descriptor beyond the standard ones that a machine process is given lies here or above.
 FIRST_FD = 10
+USERFAULTFD = "/dev/userfaultfd"
 # User and group of our machine processes.
 MACHINE_ID = 1_879_048_192
 
@@ -67,7 +72,7 @@ class Process:
             actions.append((os.POSIX_SPAWN_DUP2, events_inside.fileno(), launch.events))
         for number, file in launch.files.items():
             if isinstance(file, str):
-                flags = os.O_RDWR if file == "/dev/kvm" else os.O_RDONLY
+                flags = os.O_RDWR if file in ("/dev/kvm", USERFAULTFD) else os.O_RDONLY
                 opened.append(os.open(file, flags | os.O_CLOEXEC))
                 file = opened[-1]
             actions.append((os.POSIX_SPAWN_DUP2, file, number))
@@ -224,28 +229,48 @@ class Ec2vmm:
     def used(self, folder, mib):
         """A machine with a tiny guest that has used some memory, of which snapshots are taken."""
         guest = write(folder, "ec2vmm.elf.used", elf(used_guest(mib)))
+        return self.asked(folder, guest)
+
+    def asked(self, folder, guest):
+        """A machine with this tiny guest, and a control socket."""
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
+        address, control = self.listener(folder)
+        launch = self.machine(boot, {FIRST_FD + 101: guest, **control}, control=next(iter(control)))
+        return Asked(launch, address, self.snapshot, None)
+
+    def listener(self, folder):
+        """A control socket: its address, and the descriptor for the machine process."""
         address = os.path.join(folder, f"control.{next(NUMBERS)}")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen()
-            control = {FIRST_FD + 106: os.dup(listener.fileno())}
-        launch = self.machine(boot, {FIRST_FD + 101: guest, **control}, control=FIRST_FD + 106)
-        return Asked(launch, address, self.snapshot, None)
+            return address, {FIRST_FD + 106: os.dup(listener.fileno())}
 
-    def snapshot(self, address, state, memory):
+    def snapshot(self, address, state, memory, **request):
         files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in (state, memory)]
-        ask(address, "POST", "/machine/snapshot", {}, files)
+        ask(address, "POST", "/machine/snapshot", request, files)
         for fd in files:
             os.close(fd)
 
-    def restored(self, folder, state, memory):
-        """A machine that goes on from a snapshot."""
+    def restored(self, folder, state, *memory, userfaultfd=False, prefetch=None, record=None, control=False):
+        """A machine that goes on from a snapshot; `record`: a descriptor to write its working set by."""
         guest = os.path.join(folder, "ec2vmm.elf.used")
         boot = {"from": "files", "kernel": FIRST_FD + 101, "initrd": None, "cmdline": ""}
-        files = {FIRST_FD + 101: guest, FIRST_FD + 102: state, FIRST_FD + 103: memory}
-        restore = {"state": FIRST_FD + 102, "memory": [FIRST_FD + 103]}
-        return Asked(self.machine(boot, files, restore=restore), None, None, None)
+        memory = {FIRST_FD + 120 + number: path for number, path in enumerate(memory)}
+        files = {FIRST_FD + 101: guest, FIRST_FD + 102: state, **memory}
+        restore = {"state": FIRST_FD + 102, "memory": list(memory)}
+        if userfaultfd:
+            given = {FIRST_FD + 113: USERFAULTFD, FIRST_FD + 114: prefetch, FIRST_FD + 115: record}
+            given = {number: file for number, file in given.items() if file is not None}
+            files |= given
+            names = zip(("device", "prefetch", "record"), range(FIRST_FD + 113, FIRST_FD + 116))
+            backend = {name: number if number in given else None for name, number in names}
+            restore["backend"] = {"kind": "userfaultfd", **backend}
+        address, listener = None, {}
+        if control:
+            address, listener = self.listener(folder)
+        launch = self.machine(boot, {**files, **listener}, control=next(iter(listener), None), restore=restore)
+        return Asked(launch, address, None, None)
 
     def machine(self, boot, files, disks=(), nets=(), control=None, restore=None):
         kvm, console, events, network = FIRST_FD + 100, FIRST_FD + 110, FIRST_FD + 111, FIRST_FD + 112
@@ -387,14 +412,60 @@ class Firecracker:
         return [self.binary, "--no-api", "--level", "Error", "--config-file", config]
 
 
+class JailedFirecracker(Firecracker):
+    """The same, shut in by its jailer: a root, a user, a mount and an empty network namespace of its own. Built for
+    another C library than its filters of system calls are, it has none of these."""
+
+    name = "Firecracker, jailed"
+
+    def __init__(self, binary, jailer):
+        super().__init__(binary)
+        self.jailer = jailer
+        self.network = empty_network()
+        # Its devices are made in there, which not every file system allows.
+        self.base = tempfile.mkdtemp(prefix="ec2vmm-bench-jail.")
+        system("mount", b"tmpfs", self.base.encode(), b"tmpfs", 0, None)
+        atexit.register(self.remove)
+
+    def remove(self):
+        system("umount2", self.base.encode(), 0)
+        os.rmdir(self.base)
+
+    def machine(self, boot):
+        name = f"bench-{next(NUMBERS)}"
+        root = os.path.join(self.base, os.path.basename(self.binary), name, "root")
+        os.makedirs(root)
+        inside = {}
+        for key, value in boot.items():
+            inside[key] = self.link(value, root) if key.endswith("_path") else value
+        write(root, "config.json", json.dumps(self.config(inside)).encode())
+        network = self.network.replace("self", str(os.getpid()), 1)
+        words = ["--id", name, "--exec-file", self.binary, "--uid", str(MACHINE_ID), "--gid", str(MACHINE_ID)]
+        words += ["--cgroup-version", "2", "--chroot-base-dir", self.base, "--netns", network]
+        return Launch([self.jailer, *words, "--", *self.argv("/config.json")[1:]])
+
+    def link(self, path, root):
+        """The file as the jail has it: it is copied to where all jails are once."""
+        name = os.path.basename(path)
+        copy = os.path.join(self.base, name)
+        if not os.path.exists(copy):
+            shutil.copyfile(path, copy)
+        os.link(copy, os.path.join(root, name))
+        return f"/{name}"
+
+
 class Asked:
     """A machine to be started that is asked for things by a socket."""
 
     def __init__(self, launch, address, take, load):
         self.launch, self.address, self.take, self.load = launch, address, take, load
 
-    def snapshot(self, state, memory):
-        self.take(self.address, state, memory)
+    def snapshot(self, state, memory, **request):
+        self.take(self.address, state, memory, **request)
+
+    def record(self):
+        """Has it write its working set down."""
+        ask(self.address, "PUT", "/machine/working-set", None)
 
     def go_on(self):
         if self.load:
@@ -413,7 +484,7 @@ def ask(address, method, path, body, descriptors=()):
                 if time.monotonic() > deadline:
                     raise Failed(f"{address}: {error}") from error
                 time.sleep(0.0005)
-        body = json.dumps(body)
+        body = "" if body is None else json.dumps(body)
         head = f"{method} {path} HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         socket.send_fds(stream, [(head + body).encode()], list(descriptors))
         answer = stream.recv(65536).decode()
@@ -429,6 +500,22 @@ def used_guest(mib):
     # mov dx, 0x3f8; 2: mov al, byte; out dx, al; mov ecx, PAUSE; 3: dec ecx; jnz 3; jmp 2
     code += b"\x66\xba\xf8\x03" + b"\xb0" + TINY_LINE + b"\xee\xb9" + struct.pack("<I", PAUSE_STEPS) + b"\xff\xc9\x75\xfc\xeb\xf2"
     return code
+
+
+def working_guest(mib, pages, apart):
+    """For the first byte that it reads, writes to each page of `mib` MiB from 2 MiB on, and prints TINY_LINE. For each
+    one more prints TINY_LINE, reads one of every `apart` pages there, so many, and prints WORKED_LINE."""
+    # 1: mov dx, 0x3fd; 2: in al, dx; test al, 1; jz 1; mov dx, 0x3f8; in al, dx
+    wait = b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xf7\x66\xba\xf8\x03\xec"
+    # mov edi, 2 MiB; mov ecx, N; 3: mov [rdi], edi; add edi, 4096; dec ecx; jnz 3; mov al, byte; out dx, al
+    fill = b"\xbf" + struct.pack("<I", 2 << 20) + b"\xb9" + struct.pack("<I", mib << 8)
+    fill += b"\x89\x3f\x81\xc7\x00\x10\x00\x00\xff\xc9\x75\xf4" + b"\xb0" + TINY_LINE + b"\xee"
+    # mov al, byte; out dx, al; mov edi, 2 MiB; mov ecx, N; 4: add eax, [rdi]; add edi, N; dec ecx; jnz 4; ...
+    work = b"\xb0" + TINY_LINE + b"\xee" + b"\xbf" + struct.pack("<I", 2 << 20) + b"\xb9" + struct.pack("<I", pages)
+    work += b"\x03\x07\x81\xc7" + struct.pack("<I", apart << 12) + b"\xff\xc9\x75\xf4" + b"\xb0" + WORKED_LINE + b"\xee"
+    # jmp to the second wait
+    back = len(wait) + len(work) + 2
+    return wait + fill + wait + work + b"\xeb" + struct.pack("<b", -back)
 
 
 def tiny_guest(port, value, ends, bits=64):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import working_set
 from monitors import MEMORY_MIB, TINY_LINE, Process
 from tables import median, ratio, table
 
@@ -27,6 +28,8 @@ def run(monitors, folder, rounds):
                 results[monitor.name].append((taken_ns, one_ns, cpu_ns, all_ns, sizes))
         print(f"bench: round {turn} of {rounds}", file=sys.stderr, flush=True)
     report(results)
+    # The others have no such thing, or need a second program for it.
+    working_set.run(monitors[0], folder, rounds)
 
 
 def take(monitor, folder, files):

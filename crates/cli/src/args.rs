@@ -17,9 +17,9 @@ use crate::{
         backup::Backup, completions::Completions, console::ConsoleArgs, cost::CostArgs, events::EventsArgs,
         image_inspect::Inspect, image_ls::ImageLs, image_register::ImageRegister, image_rm::ImageRm,
         key_create::KeyCreate, key_import::KeyImport, key_ls::KeyLs, key_rm::KeyRm, launch::Launch, ls::Ls,
-        machine_snapshot::MachineSnapshot, man::Man, modify::Modify, reboot::Reboot, show::Show,
-        start::Start, status::StatusArgs, stop::Stop, tag::TagArgs, terminate::Terminate, top::Top,
-        types::Types, untag::UntagArgs, wait::Wait,
+        machine_merge::MachineMerge, machine_snapshot::MachineSnapshot, man::Man, modify::Modify,
+        reboot::Reboot, show::Show, start::Start, status::StatusArgs, stop::Stop, tag::TagArgs,
+        terminate::Terminate, top::Top, types::Types, untag::UntagArgs, wait::Wait,
     },
     value::{
         balloon::Balloon,
@@ -27,6 +27,7 @@ use crate::{
         duration::Span,
         net::Net,
         rate::Limit,
+        settings::MemorySetting,
         size::Size,
     },
 };
@@ -172,6 +173,21 @@ pub(crate) struct Run {
     /// machine had. May be repeated: a full one first, then each difference
     #[arg(long, value_name = "DIR", action = ArgAction::Append, value_hint = ValueHint::DirPath, help_heading = CONTROL)]
     pub(crate) restore: Vec<PathBuf>,
+    /// How guest memory comes out of the snapshot [default: mapped]
+    ///
+    /// `mapped`: the full snapshot's file is mapped, and what no machine writes is shared by all that go on from
+    /// it; differences are copied first. `userfaultfd`: the machine process reads each page when it is first
+    /// touched, from the newest snapshot that has it. Needs root, or that this user may have /dev/userfaultfd.
+    #[arg(long, value_name = "KIND", value_enum, hide_possible_values = true, requires = "restore", help_heading = CONTROL)]
+    pub(crate) memory_backend: Option<MemorySetting>,
+    /// Write to this file which pages of the snapshot the machine touches, at its end, its reset, or when its
+    /// control socket is told (PUT /machine/working-set). With --memory-backend userfaultfd
+    #[arg(long, value_name = "FILE", requires = "restore", conflicts_with = "prefetch", value_hint = ValueHint::FilePath, help_heading = CONTROL)]
+    pub(crate) record_working_set: Option<PathBuf>,
+    /// Bring the pages that --record-working-set has written to this file in ahead, while the machine runs. With
+    /// --memory-backend userfaultfd
+    #[arg(long, value_name = "FILE", requires = "restore", value_hint = ValueHint::FilePath, help_heading = CONTROL)]
+    pub(crate) prefetch: Option<PathBuf>,
     /// Write console output to this file, which keeps the newest 16 MiB at most
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = CONTROL)]
     pub(crate) console: Option<PathBuf>,
@@ -227,10 +243,11 @@ pub(crate) enum ImageCommand {
     Inspect(Inspect),
 }
 
-/// Machines of `ec2vmm run`, by their control sockets
+/// Machines of `ec2vmm run`, by their control sockets, and their snapshots
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineCommand {
     Snapshot(MachineSnapshot),
+    Merge(MachineMerge),
 }
 
 const SIZE: &str = "Size";

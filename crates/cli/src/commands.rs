@@ -16,6 +16,7 @@ pub(crate) mod key_ls;
 pub(crate) mod key_rm;
 pub(crate) mod launch;
 pub(crate) mod ls;
+pub(crate) mod machine_merge;
 pub(crate) mod machine_snapshot;
 pub(crate) mod man;
 pub(crate) mod modify;

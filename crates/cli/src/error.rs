@@ -142,6 +142,7 @@ fn usual_hint(kind: FailureKind) -> Option<&'static str> {
         FailureKind::Sandbox => {
             "`--sandbox filters` goes on with system call filters alone; see docs/SECURITY.md"
         }
+        FailureKind::NoUserfaultfd => "`--memory-backend mapped` needs none",
         FailureKind::Other | FailureKind::Timeout | FailureKind::ForbiddenCall => return None,
     })
 }

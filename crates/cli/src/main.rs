@@ -65,6 +65,7 @@ fn run(command: &Command, environment: &Environment) -> Done {
         Command::Image(ImageCommand::Rm(args)) => commands::image_rm::run(args, environment),
         Command::Image(ImageCommand::Inspect(args)) => commands::image_inspect::run(args, environment),
         Command::Machine(MachineCommand::Snapshot(args)) => commands::machine_snapshot::run(args),
+        Command::Machine(MachineCommand::Merge(args)) => commands::machine_merge::run(args),
         Command::Types(args) => commands::types::run(args, environment),
         Command::Status(args) => commands::status::run(args, environment),
         Command::Backup(args) => commands::backup::run(args, environment),

@@ -6,6 +6,7 @@ mod events;
 mod launch;
 mod plan;
 mod power_button;
+mod restore;
 mod session;
 
 use std::{

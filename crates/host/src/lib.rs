@@ -22,6 +22,7 @@ mod system_calls;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod userfaultfd;
 pub mod violation;
 
 use ec2vmm_vmm_api::FailureKind;

@@ -109,6 +109,25 @@ pub struct Restore {
     pub state: File,
     /// The memory files: a full one, then each difference.
     pub memory: Vec<File>,
+    /// How guest memory comes out of them.
+    pub backend: MemoryBackend,
+}
+
+/// [`config::MemoryBackend`] with open files.
+#[derive(Debug, Default)]
+pub enum MemoryBackend {
+    /// The full file is mapped, differences are copied.
+    #[default]
+    Mapped,
+    /// Each page is read when it is touched.
+    Userfaultfd {
+        /// See [`crate::userfaultfd::open`].
+        device: Option<File>,
+        /// A working set whose pages are brought in ahead.
+        prefetch: Option<File>,
+        /// A file to write the working set into.
+        record: Option<File>,
+    },
 }
 
 /// [`config::Net`] with an open tap.
@@ -432,9 +451,10 @@ impl Handed {
                     cmdline,
                 },
             },
-            restore: restore.map(|Restore { state, memory }| config::Restore {
+            restore: restore.map(|Restore { state, memory, backend }| config::Restore {
                 state: self.hand(state),
                 memory: memory.into_iter().map(|file| self.hand(file)).collect(),
+                backend: self.backend(backend),
                 clock: config::Clock::default(),
                 track: false,
             }),
@@ -452,6 +472,15 @@ impl Handed {
             lifeline,
             stuck_after_s: config::STUCK_AFTER_S_USUAL,
         }
+    }
+
+    fn backend(&mut self, backend: MemoryBackend) -> config::MemoryBackend {
+        let MemoryBackend::Userfaultfd { device, prefetch, record } = backend else {
+            return config::MemoryBackend::Mapped;
+        };
+        let [device, prefetch, record] =
+            [device, prefetch, record].map(|file| file.map(|file| self.hand(file)));
+        config::MemoryBackend::Userfaultfd { device, prefetch, record }
     }
 
     fn disk(&mut self, disk: Disk) -> config::Disk {

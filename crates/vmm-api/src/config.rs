@@ -155,16 +155,45 @@ pub enum Boot {
 pub struct Restore {
     /// The state file, open for reading.
     pub state: Fd,
-    /// The memory files, open for reading: a full one, then each difference, in order. The full one is mapped:
-    /// it must not change while the machine lives, and pages that the guest does not write are shared with
-    /// all machines that have mapped it. Differences are copied.
+    /// The memory files, open for reading: a full one, then each difference, in order. They must not change
+    /// while the machine lives.
     pub memory: Vec<Fd>,
+    /// How guest memory comes out of them.
+    #[serde(default)]
+    pub backend: MemoryBackend,
     /// What the guest's clocks say.
     #[serde(default)]
     pub clock: Clock,
     /// Note from the start which pages change, so that the next snapshot can be a difference to this one.
     #[serde(default)]
     pub track: bool,
+}
+
+/// How guest memory comes out of a snapshot's memory files.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case", tag = "kind")]
+pub enum MemoryBackend {
+    /// The full file is mapped: pages that the guest does not write are shared with all machines that have mapped
+    /// it. Differences are copied before the guest goes on. Whoever cuts the file short ends the machine by
+    /// SIGBUS.
+    #[default]
+    Mapped,
+    /// The machine process reads each page when it is first touched, from the newest file that has it, and those
+    /// of a working set ahead. Nothing is shared, and nothing is copied before the guest goes on. A file that
+    /// cannot be read any more ends the machine with [`crate::FailureKind::BrokenSnapshot`].
+    Userfaultfd {
+        /// `/dev/userfaultfd`, open for reading and writing. Without it the process makes the system call, for
+        /// which it must be root, or `vm.unprivileged_userfaultfd` be 1.
+        device: Option<Fd>,
+        /// A file that `record` was, open for reading: the pages in it are brought in while the guest runs.
+        #[serde(default)]
+        prefetch: Option<Fd>,
+        /// A regular file, open for writing, whose content is lost: which pages are touched, in that order. It is
+        /// written when the machine ends, is reset, or is asked for it by the control socket. Not together with
+        /// `prefetch`, with which touches are not seen.
+        #[serde(default)]
+        record: Option<Fd>,
+    },
 }
 
 /// What the clocks of a restored guest say of the time since its snapshot.

@@ -84,6 +84,13 @@ pub enum Event {
         /// Which, from 0.
         vcpu: u8,
     },
+    /// The file of [`crate::config::MemoryBackend::Userfaultfd`]'s `record` is written, and no more is noted.
+    WorkingSetRecorded {
+        /// Microseconds since the process started.
+        us: u64,
+        /// How many pages of 4 KiB are in it.
+        pages: u64,
+    },
     /// The guest's kernel said by pvpanic that it has panicked.
     Panicked {
         /// Microseconds since the process started.

@@ -118,6 +118,8 @@ failure_kinds! {
     Sandbox = 35,
     /// The machine process did what its sandbox forbids, and was killed.
     ForbiddenCall = 36,
+    /// This host, or this user on it, has no userfaultfd that serves KVM.
+    NoUserfaultfd = 37,
     /// The guest was not done when the time of `--timeout` had passed.
     Timeout = 124,
 }

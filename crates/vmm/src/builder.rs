@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::{
-        fd::{FromRawFd, IntoRawFd, OwnedFd},
+        fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd},
         unix::net::UnixListener,
     },
     sync::{Arc, Mutex},
@@ -11,7 +11,6 @@ use std::{
 };
 
 use ec2vmm_devices::{
-    Memory,
     rtc::Rtc,
     virtio::{
         balloon::{self, Balloon},
@@ -21,7 +20,7 @@ use ec2vmm_devices::{
 };
 use ec2vmm_vmm_api::{
     Event, Exit, MachineConfig,
-    config::{self, Boot, Format},
+    config::{self, Boot, Format, MemoryBackend},
     control::{Booted, State},
 };
 use kvm_ioctls::Kvm;
@@ -36,7 +35,7 @@ use crate::{
     entropy::KernelEntropy,
     error::MachineError,
     event_loop::EventLoop,
-    inherited::{BootFiles, Descriptors, Inherited, RestoreFiles},
+    inherited::{BootFiles, Descriptors, Inherited, PagerFiles, RestoreFiles},
     machine::Machine,
     mailbox::Mailbox,
     memory,
@@ -46,39 +45,45 @@ use crate::{
     report::Report,
     sandbox,
     slots::{DISKS, NETS, Part, Slot, Slots},
-    snapshot::Snapshot,
+    snapshot::{Pager, PagerParts, Snapshot},
+    userfault::{NoUserfaultfd, Userfault},
     vcpu,
     x86_64::acpi,
 };
 
 /// Runs a machine from its birth to its end.
 pub fn run(config: MachineConfig, born: Instant) -> Exit {
-    let mut report = Report::new(born);
-    let mut descriptors = match take_descriptors(&config, &mut report) {
+    let report = Report::new(born);
+    let mut descriptors = match take_descriptors(&config, &report) {
         Ok(descriptors) => descriptors,
-        Err(error) => return fail(&mut report, &error),
+        Err(error) => return fail(&report, &error),
+    };
+    // There is none to be had later.
+    let userfault = match make_userfault(&mut descriptors) {
+        Ok(userfault) => userfault,
+        Err(error) => return fail(&report, &error.into()),
     };
     let rings = || Rings::make(rings_for(&config));
     let rings = match sandbox::enter(&config.sandbox, descriptors.network.take(), rings) {
         Ok(rings) => rings,
-        Err(error) => return fail(&mut report, &error.into()),
+        Err(error) => return fail(&report, &error.into()),
     };
     let sandbox = config.sandbox.kind();
     report.tell(|us| Event::Sandboxed { us, sandbox });
-    match build(config, descriptors, rings) {
+    match build(config, descriptors, Early { rings, userfault }, &report) {
         Ok(machine) => machine(report).live(),
-        Err(error) => fail(&mut report, &error),
+        Err(error) => fail(&report, &error),
     }
 }
 
-fn fail(report: &mut Report, error: &MachineError) -> Exit {
+fn fail(report: &Report, error: &MachineError) -> Exit {
     let (exit, _) = report.failed(error.failure());
     report.finish();
     exit
 }
 
 /// Takes what the process was born with: first of all the ways of reporting that something is amiss.
-fn take_descriptors(config: &MachineConfig, report: &mut Report) -> Result<Descriptors, MachineError> {
+fn take_descriptors(config: &MachineConfig, report: &Report) -> Result<Descriptors, MachineError> {
     let mut inherited = Inherited::default();
     if let Some(fd) = config.record {
         report.record_in(inherited.take(fd, "the record")?);
@@ -90,27 +95,50 @@ fn take_descriptors(config: &MachineConfig, report: &mut Report) -> Result<Descr
     Ok(Descriptors::take(config, &mut inherited)?)
 }
 
+fn make_userfault(descriptors: &mut Descriptors) -> Result<Option<Userfault>, NoUserfaultfd> {
+    let pager = descriptors.restore.as_mut().and_then(|restore| restore.pager.as_mut());
+    let Some(pager) = pager else { return Ok(None) };
+    let device = pager.device.take();
+    Userfault::new(device.as_ref().map(AsFd::as_fd)).map(Some)
+}
+
+/// What can only be made before the process is shut in.
+struct Early {
+    rings: Rings,
+    userfault: Option<Userfault>,
+}
+
 /// What the machine is made of, from the ground up. What it reports to comes last, because until then it
 /// is needed for reporting why there is no machine.
 fn build(
     config: MachineConfig,
     descriptors: Descriptors,
-    rings: Rings,
-) -> Result<impl FnOnce(Report) -> Machine, MachineError> {
+    early: Early,
+    report: &Report,
+) -> Result<impl FnOnce(Report) -> Machine + use<>, MachineError> {
     check(&config)?;
+    let Early { rings, userfault } = early;
     let Descriptors { kvm, network: _, boot, restore, disks, taps, vsock, console, control, lifeline } =
         descriptors;
     vcpu::prepare_signal().map_err(MachineError::system("installing a signal handler"))?;
     let kvm = open_kvm(&config, kvm)?;
-    let snapshot = restore.map(|files| open_snapshot(files, &config)).transpose()?;
-    let memory = match &snapshot {
-        Some(snapshot) => snapshot.map_memory(config.memory_mib)?,
-        None if config.huge_pages => memory::map_huge(config.memory_mib)?,
-        None => memory::map(config.memory_mib)?,
+    let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
+    let (mut snapshot, pager) =
+        restore.map(|files| open_snapshot(files, userfault, &config)).transpose()?.unzip();
+    let (memory, pager) = match (&mut snapshot, pager.flatten()) {
+        (Some(snapshot), Some(pager)) => {
+            let mib = config.memory_mib;
+            let (memory, pager) = snapshot.page_memory(mib, pager, mailbox.sender(), report.clone())?;
+            (memory, Some(pager))
+        }
+        (Some(snapshot), None) => (snapshot.map_memory(config.memory_mib)?, None),
+        (None, _) if config.huge_pages => (memory::map_huge(config.memory_mib)?, None),
+        (None, _) => (memory::map(config.memory_mib)?, None),
     };
     let disks = open_disks(&config.disks, disks, &rings)?;
     let boot = open_boot(&config.boot, disks.first(), boot)?;
-    let slots = devices(&config, vsock, taps, &memory, disks)?;
+    let reclaim = Madvise::new(Arc::clone(&memory), pager.as_ref().map(Pager::discards));
+    let slots = devices(&config, vsock, taps, reclaim, disks)?;
     if let Some(snapshot) = &snapshot {
         snapshot.check(&config, &slots)?;
     }
@@ -120,7 +148,6 @@ fn build(
         .transpose()
         .map_err(MachineError::system("making the control socket"))?;
     let event_loop = EventLoop::new().map_err(MachineError::system("making the event loop"))?;
-    let mailbox = Mailbox::new().map_err(MachineError::system("making the mailbox"))?;
     let generation = acpi::generation::new().map_err(MachineError::system("getting random numbers"))?;
     let watch_timer = (config.stuck_after_s > 0).then(TimerFd::new).transpose();
     let watch_timer = watch_timer.map_err(|error| MachineError::System {
@@ -131,8 +158,10 @@ fn build(
         kvm,
         memory,
         boot,
-        mapped: snapshot.is_some(),
+        restored: snapshot.is_some(),
         snapshot,
+        pager,
+        memory_lost: false,
         tracking: None,
         generation,
         slots,
@@ -155,12 +184,22 @@ fn build(
     })
 }
 
-fn open_snapshot(files: RestoreFiles, config: &MachineConfig) -> Result<Snapshot, MachineError> {
-    let RestoreFiles { state, memory } = files;
+fn open_snapshot(
+    files: RestoreFiles,
+    userfault: Option<Userfault>,
+    config: &MachineConfig,
+) -> Result<(Snapshot, Option<PagerParts>), MachineError> {
+    let RestoreFiles { state, memory, pager } = files;
     let (clock, track) =
         config.restore.as_ref().map(|restore| (restore.clock, restore.track)).unwrap_or_default();
     let memory = memory.into_iter().map(File::from).collect();
-    Ok(Snapshot::open(&state.into(), memory, config, clock, track)?)
+    let snapshot = Snapshot::open(&state.into(), memory, config, clock, track)?;
+    let parts = |(userfault, PagerFiles { prefetch, record, device: _ })| PagerParts {
+        userfault,
+        prefetch: prefetch.map(File::from),
+        record: record.map(File::from),
+    };
+    Ok((snapshot, userfault.zip(pager).map(parts)))
 }
 
 /// What the contract promises, before anything is made.
@@ -180,6 +219,13 @@ pub fn check(config: &MachineConfig) -> Result<(), MachineError> {
         (
             config.huge_pages && config.restore.is_some(),
             "a machine that goes on from a snapshot has its pages, and no huge ones",
+        ),
+        (
+            matches!(
+                config.restore.as_ref().map(|restore| &restore.backend),
+                Some(MemoryBackend::Userfaultfd { prefetch: Some(_), record: Some(_), .. })
+            ),
+            "a working set is recorded or prefetched, not both: of what comes ahead no touch is seen",
         ),
         (config.disks.len() > config::DISKS_MAX, "a machine has at most 16 disks"),
         (config.nets.len() > config::NETS_MAX, "a machine has at most 8 network interfaces"),
@@ -278,7 +324,7 @@ fn devices(
     config: &MachineConfig,
     vsock: Option<OwnedFd>,
     taps: Vec<Vec<OwnedFd>>,
-    memory: &Arc<Memory>,
+    reclaim: Madvise,
     disks: Vec<OpenDisk>,
 ) -> Result<Slots, MachineError> {
     let mut slots = Slots::default();
@@ -297,7 +343,7 @@ fn devices(
     let memory_bytes = config.memory_mib.saturating_mul(1 << 20);
     let options = balloon::Options { memory_bytes, deflate_on_oom, free_page_reporting };
     let balloon = MonotonicTimer::new()
-        .and_then(|clock| Balloon::new(Madvise::new(Arc::clone(memory)), options, Box::new(clock)))
+        .and_then(|clock| Balloon::new(reclaim, options, Box::new(clock)))
         .map_err(MachineError::system("making the balloon"))?;
     add(fixed("balloon", BALLOON, Box::new(balloon)))?;
     if let Some((vsock, listener)) = config.vsock.as_ref().zip(vsock) {

@@ -14,7 +14,8 @@ use crate::{
     memory::MemoryError,
     sandbox::SandboxError,
     smbios,
-    snapshot::RestoreError,
+    snapshot::{PagerError, RestoreError},
+    userfault::NoUserfaultfd,
     vm::KvmError,
     x86_64::{acpi, boot::BootError},
 };
@@ -56,6 +57,12 @@ pub enum MachineError {
     /// The machine cannot go on from its snapshot.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// No userfaultfd.
+    #[error(transparent)]
+    Userfault(#[from] NoUserfaultfd),
+    /// Its memory cannot be brought in.
+    #[error(transparent)]
+    Pager(PagerError),
     /// No kernel.
     #[error(transparent)]
     Boot(#[from] SourceError),
@@ -82,6 +89,15 @@ pub enum MachineError {
         /// Why it refused.
         source: io::Error,
     },
+}
+
+impl From<PagerError> for MachineError {
+    fn from(error: PagerError) -> Self {
+        match error {
+            PagerError::File(error) => Self::Restore(error.into()),
+            refused @ PagerError::Refused { .. } => Self::Pager(refused),
+        }
+    }
 }
 
 impl MachineError {
@@ -114,11 +130,19 @@ impl MachineError {
                 (disk_kind(source.kind()), source.hint())
             }
             Self::Restore(error) => (error.kind(), error.hint()),
+            Self::Userfault(_) => (
+                FailureKind::NoUserfaultfd,
+                Some(
+                    "run as root, or let this user have /dev/userfaultfd (Linux 6.1 and later); memory that is mapped needs none"
+                        .into(),
+                ),
+            ),
             Self::Boot(SourceError::Disk(source)) => (disk_kind(source.kind()), source.hint()),
             Self::Boot(SourceError::Load { source, .. }) => boot_kind(source),
             Self::Boot(SourceError::File(..)) => (FailureKind::BadInput, None),
             Self::Disk { .. }
             | Self::Kvm(_)
+            | Self::Pager(_)
             | Self::Acpi(_)
             | Self::Smbios(_)
             | Self::Tables(_)

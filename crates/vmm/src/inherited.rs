@@ -11,7 +11,7 @@ use std::{
 
 use ec2vmm_vmm_api::{
     MachineConfig, Sandbox,
-    config::{Boot, Fd},
+    config::{Boot, Fd, MemoryBackend},
 };
 use rustix::fd::BorrowedFd;
 
@@ -72,6 +72,19 @@ pub struct RestoreFiles {
     pub state: OwnedFd,
     /// The memory: a full file, then differences.
     pub memory: Vec<OwnedFd>,
+    /// What a pager needs, where the memory is not mapped.
+    pub pager: Option<PagerFiles>,
+}
+
+/// What a pager needs, open.
+#[derive(Debug)]
+pub struct PagerFiles {
+    /// `/dev/userfaultfd`.
+    pub device: Option<OwnedFd>,
+    /// A working set to read.
+    pub prefetch: Option<OwnedFd>,
+    /// A working set to write.
+    pub record: Option<OwnedFd>,
 }
 
 /// Kernel and initrd, open.
@@ -112,6 +125,14 @@ impl Descriptors {
                         .iter()
                         .map(|fd| take(*fd, "the snapshot's memory"))
                         .collect::<Result<_, _>>()?,
+                    pager: match &restore.backend {
+                        MemoryBackend::Mapped => None,
+                        MemoryBackend::Userfaultfd { device, prefetch, record } => Some(PagerFiles {
+                            device: device.map(|fd| take(fd, "/dev/userfaultfd")).transpose()?,
+                            prefetch: prefetch.map(|fd| take(fd, "a working set")).transpose()?,
+                            record: record.map(|fd| take(fd, "a working set to be")).transpose()?,
+                        }),
+                    },
                 }),
             },
             disks: config

@@ -33,6 +33,7 @@ pub mod sandbox;
 pub mod slots;
 pub mod smbios;
 pub mod snapshot;
+pub mod userfault;
 pub mod vcpu;
 pub mod vm;
 pub mod watch;

@@ -50,7 +50,7 @@ use crate::{
     report::Report,
     slots::{self, SlotId, Slots},
     smbios,
-    snapshot::{Snapshot, Tracking},
+    snapshot::{Pager, Snapshot, Tracking},
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
     watch::{self, Judgement, Watch},
@@ -66,8 +66,12 @@ pub struct Machine {
     pub(crate) boot: BootSource,
     /// To go on from, once.
     pub(crate) snapshot: Option<Snapshot>,
-    /// Guest memory is mapped from a snapshot's file.
-    pub(crate) mapped: bool,
+    /// Guest memory comes out of a snapshot's files.
+    pub(crate) restored: bool,
+    /// It is brought in by this.
+    pub(crate) pager: Option<Pager>,
+    /// It cannot be brought in any more: nobody who may wait for it is waited for.
+    pub(crate) memory_lost: bool,
     /// What has changed since a snapshot, if that is of interest.
     pub(crate) tracking: Option<Tracking>,
     /// The VM generation id.
@@ -134,6 +138,10 @@ impl Machine {
     /// Lives until the machine's end, and reports it.
     pub fn live(mut self) -> Exit {
         let end = self.live_until_the_end();
+        while !self.memory_lost && self.pager.as_ref().is_some_and(|pager| !pager.claim_the_end()) {
+            // The pager has lost the memory meanwhile, and is telling that.
+            std::thread::park();
+        }
         self.console.finish();
         let exit = match end {
             Ok((exit, failure)) => {
@@ -143,21 +151,24 @@ impl Machine {
             Err(error) => {
                 let (exit, line) = self.report.failed(error.failure());
                 if let Some(control) = &mut self.control {
-                    control.publish(line);
+                    control.publish(&line);
                 }
                 exit
             }
         };
         self.report.finish();
+        if self.memory_lost {
+            std::process::exit(exit.code().into());
+        }
         exit
     }
 
     pub(crate) fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
         let line = self.report.tell(event);
         if let Some(control) = &mut self.control {
-            control.publish(line);
+            control.publish(&line);
         } else if let Some(untold) = &mut self.untold {
-            untold.extend_from_slice(line);
+            untold.extend(line);
         }
     }
 
@@ -166,7 +177,12 @@ impl Machine {
         loop {
             let mut run = self.power_on()?;
             let end = self.serve(&mut run);
-            self.power_off(run);
+            if self.memory_lost {
+                std::mem::forget(run);
+            } else {
+                self.power_off(run);
+                self.end_pager();
+            }
             match end? {
                 End::Exit(exit, failure) => return Ok((exit, failure)),
                 End::Reset => {}
@@ -177,7 +193,7 @@ impl Machine {
             self.unplug_leaving();
             self.console.reset();
             self.rtc.lock().unwrap_or_else(PoisonError::into_inner).reset();
-            if std::mem::take(&mut self.mapped) {
+            if std::mem::take(&mut self.restored) {
                 memory::forget_file(&self.memory)?;
             } else {
                 memory::clear(&self.memory)?;
@@ -319,6 +335,25 @@ impl Machine {
         while self.mailbox.take().is_some() {}
     }
 
+    /// Nobody touches guest memory now. What is missing in it is zero from here on.
+    fn end_pager(&mut self) {
+        if let Some(Err(error)) = self.record_working_set() {
+            log::error!("writing the working set: {error}");
+        }
+        if let Some(pager) = self.pager.take() {
+            pager.stop();
+        }
+    }
+
+    /// Writes down which pages were touched, if that is wanted, and says so.
+    fn record_working_set(&mut self) -> Option<io::Result<u64>> {
+        let recorded = self.pager.as_mut()?.record()?;
+        if let Ok(pages) = recorded {
+            self.tell(|us| Event::WorkingSetRecorded { us, pages });
+        }
+        Some(recorded)
+    }
+
     fn serve(&mut self, run: &mut Run) -> Result<End, MachineError> {
         loop {
             let ready = self
@@ -414,6 +449,13 @@ impl Machine {
                 }
             }
             Notice::Ejected { pci_device } => self.ejected(pci_device),
+            Notice::MemoryLost { failure } => {
+                // Else the end is being told already.
+                if self.pager.as_ref().is_some_and(Pager::claim_the_end) {
+                    self.memory_lost = true;
+                    self.end = Some(End::Exit(Exit::Failed(failure.kind), Some(failure)));
+                }
+            }
             Notice::Panicked => {
                 self.tell(|us| Event::Panicked { us });
                 self.end_with(End::failed(
@@ -487,6 +529,9 @@ impl Machine {
         let mut metrics = Metrics::default();
         metrics.devices.insert("vcpu".into(), named(vcpu));
         metrics.devices.insert("console".into(), named(self.console.metrics()));
+        if let Some(pager) = &self.pager {
+            metrics.devices.insert("pager".into(), named(pager.metrics()));
+        }
         for (_, slot) in self.slots.iter() {
             metrics.devices.insert(slot.name.clone(), named(slot.device().metrics()));
         }

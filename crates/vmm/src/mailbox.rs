@@ -1,4 +1,4 @@
-//! What vCPU threads tell the event loop.
+//! What vCPU threads and the pager tell the event loop.
 
 use std::{
     io,
@@ -6,6 +6,7 @@ use std::{
 };
 
 use ec2vmm_devices::virtio::VirtQueue;
+use ec2vmm_vmm_api::Failure;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{slots::SlotId, vcpu::VcpuEnd};
@@ -35,6 +36,11 @@ pub enum Notice {
     },
     /// The guest's kernel has panicked.
     Panicked,
+    /// Guest memory cannot be brought in any more: who waits for a page of it waits for ever.
+    MemoryLost {
+        /// Why.
+        failure: Failure,
+    },
     /// A vCPU thread has ended.
     VcpuEnded {
         /// Why.

@@ -233,27 +233,48 @@ fn write_zeroes(region: &GuestRegionMmap<DirtyLog>) -> io::Result<()> {
 /// # Errors
 /// The range is not guest memory, or the host refused.
 pub fn discard(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<()> {
+    let (region, pages) = whole_pages(memory, start, len)?;
+    if region.flags() == HUGE_FLAGS || pages.is_empty() {
+        return Ok(());
+    }
+    let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+    let first = usize::try_from(pages.start).map_err(too_large)?;
+    let len = usize::try_from(pages.end).map_err(too_large)? - first;
+    region.bitmap().mark_dirty(first, len);
+    // SAFETY: `first` lies within this region's mapping, see `whole_pages`.
+    let pages = unsafe { region.as_ptr().add(first) };
+    // SAFETY: [first, first + len) lies within the mapping too, which is private and anonymous and
+    // lives as long as `memory`. Nothing in this process holds a Rust reference into guest memory.
+    let result: c_int = unsafe { libc::madvise(pages.cast(), len, libc::MADV_DONTNEED) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The pages that lie wholly within a range of guest memory, by their numbers in RAM, of which the regions lie one
+/// after the other.
+///
+/// # Errors
+/// The range is not guest memory.
+pub fn ram_pages(memory: &Memory, start: GuestAddress, len: u64) -> io::Result<Range<u64>> {
+    let (region, bytes) = whole_pages(memory, start, len)?;
+    let before = memory.iter().take_while(|other| other.start_addr() < region.start_addr());
+    let before: u64 = before.map(GuestMemoryRegion::len).sum();
+    Ok((before + bytes.start) / PAGE_BYTES..(before + bytes.end) / PAGE_BYTES)
+}
+
+/// Of a range, the region, and the whole pages as offsets into it.
+fn whole_pages(
+    memory: &Memory,
+    start: GuestAddress,
+    len: u64,
+) -> io::Result<(&GuestRegionMmap<DirtyLog>, Range<u64>)> {
     let outside = || io::Error::new(io::ErrorKind::InvalidInput, "range outside of guest memory");
     let region: &GuestRegionMmap<DirtyLog> = memory.find_region(start).ok_or_else(outside)?;
     let offset = start.unchecked_offset_from(region.start_addr());
     if len > region.len() - offset {
         return Err(outside());
     }
-    if region.flags() == HUGE_FLAGS {
-        return Ok(());
-    }
     let first = offset.next_multiple_of(PAGE_BYTES);
-    let end = (offset + len) / PAGE_BYTES * PAGE_BYTES;
-    let Some(len) = end.checked_sub(first).filter(|&len| len > 0) else { return Ok(()) };
-    let len = usize::try_from(len).map_err(|_| outside())?;
-    let first = usize::try_from(first).map_err(|_| outside())?;
-    region.bitmap().mark_dirty(first, len);
-    // SAFETY: `first` was checked to lie within this region's mapping.
-    let pages = unsafe { region.as_ptr().add(first) };
-    // SAFETY: [first, first + len) lies within the mapping too, which is private and anonymous and
-    // lives as long as `memory`. Nothing in this process holds a Rust reference into guest memory.
-    let result: c_int = unsafe { libc::madvise(pages.cast(), len, libc::MADV_DONTNEED) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok((region, first..first.max((offset + len) / PAGE_BYTES * PAGE_BYTES)))
 }
 
 const PAGE_BYTES: u64 = 4096;
@@ -314,6 +335,20 @@ mod tests {
             assert_eq!(region.as_ptr().addr() % super::HUGE_PAGE_BYTES, 0);
         }
         assert_eq!(memory.num_regions(), 2);
+    }
+
+    #[test]
+    fn pages_are_counted_through_all_regions() {
+        let memory = super::map(3200).unwrap();
+        let low = memory.iter().next().unwrap().len();
+        let high = memory.iter().nth(1).unwrap().start_addr().0;
+        let pages = |start, len| super::ram_pages(&memory, GuestAddress(start), len).unwrap();
+        assert_eq!(pages(4096, 8192), 1..3);
+        assert_eq!(pages(4095, 8192), 1..2);
+        assert!(pages(4097, 4096).is_empty());
+        assert_eq!(pages(high, 4096), low / 4096..low / 4096 + 1);
+        assert_eq!(pages(high + 8192, 4096), low / 4096 + 2..low / 4096 + 3);
+        super::ram_pages(&memory, GuestAddress(low - 4096), 8192).unwrap_err();
     }
 
     #[test]

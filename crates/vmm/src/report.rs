@@ -2,6 +2,8 @@
 //!
 //! Three ways, each of which may be missing: a stream, a file that holds the last event, and the control
 //! socket for those who come later. None of them holds the machine up.
+//!
+//! Whoever has a [`Report`] can tell: copies of it are one and the same.
 
 use std::{
     collections::VecDeque,
@@ -11,6 +13,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::FileExt,
     },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,8 +25,14 @@ use crate::{
 };
 
 /// Where events go.
+#[derive(Clone)]
 pub struct Report {
     born: Instant,
+    ways: Arc<Mutex<Ways>>,
+}
+
+#[derive(Default)]
+struct Ways {
     stream: Option<Outlet>,
     record: Option<File>,
     /// The last lines.
@@ -33,21 +42,21 @@ pub struct Report {
 impl Report {
     /// Times of events count from `born`; nobody hears of them yet.
     pub fn new(born: Instant) -> Self {
-        Self { born, stream: None, record: None, kept: VecDeque::new() }
+        Self { born, ways: Arc::default() }
     }
 
     /// Events go to `stream` from now on.
     ///
     /// # Errors
     /// The descriptor cannot be made nonblocking.
-    pub fn stream_to(&mut self, stream: OwnedFd) -> io::Result<()> {
-        self.stream = Some(Outlet::new(stream, STREAM_BYTES_MAX)?);
+    pub fn stream_to(&self, stream: OwnedFd) -> io::Result<()> {
+        self.ways().stream = Some(Outlet::new(stream, STREAM_BYTES_MAX)?);
         Ok(())
     }
 
     /// The last event is in `record` from now on.
-    pub fn record_in(&mut self, record: OwnedFd) {
-        self.record = Some(record.into());
+    pub fn record_in(&self, record: OwnedFd) {
+        self.ways().record = Some(record.into());
     }
 
     /// Has the loop call [`Self::ready`].
@@ -55,7 +64,8 @@ impl Report {
     /// # Errors
     /// The stream cannot be waited for.
     pub fn watch(&self, event_loop: &EventLoop) -> io::Result<()> {
-        let Some(stream) = &self.stream else { return Ok(()) };
+        let ways = self.ways();
+        let Some(stream) = &ways.stream else { return Ok(()) };
         match event_loop.watch_writable_edges(stream.as_raw_fd(), Source::Events) {
             // A plain file is always ready.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
@@ -64,11 +74,12 @@ impl Report {
     }
 
     /// Writes what the stream did not take before.
-    pub fn ready(&mut self) {
-        if let Some(stream) = &mut self.stream
+    pub fn ready(&self) {
+        let mut ways = self.ways();
+        if let Some(stream) = &mut ways.stream
             && let Err(error) = stream.flush()
         {
-            self.lose_stream(&error);
+            ways.lose_stream(&error);
         }
     }
 
@@ -79,10 +90,45 @@ impl Report {
 
     /// Tells of an event, made from the time at which it happened. Returns it as a line, for the control
     /// socket. An owner who does not listen any more is told no more.
-    pub fn tell(&mut self, event: impl FnOnce(u64) -> Event) -> &[u8] {
-        let event = event(self.us());
+    pub fn tell(&self, event: impl FnOnce(u64) -> Event) -> Vec<u8> {
+        self.ways().tell(&event(self.us()))
+    }
+
+    /// Tells of the end of a machine that has failed; the log, where nobody hears of events.
+    pub fn failed(&self, failure: Failure) -> (Exit, Vec<u8>) {
+        let mut ways = self.ways();
+        if ways.stream.is_none() {
+            log::error!("{}", failure.message);
+        }
+        let exit = Exit::Failed(failure.kind);
+        (exit, ways.tell(&Event::Ended { us: self.us(), exit, failure: Some(failure) }))
+    }
+
+    /// The last [`EVENTS_KEPT`] events, one a line.
+    pub fn kept(&self) -> Vec<u8> {
+        self.ways().kept.iter().flatten().copied().collect()
+    }
+
+    /// Writes what the stream has not taken yet, for a slow reader too, but not for long.
+    pub fn finish(&self) {
+        let mut ways = self.ways();
+        if let Some(stream) = &mut ways.stream
+            && let Err(error) = stream.finish(Instant::now() + FINISH_MAX)
+        {
+            ways.lose_stream(&error);
+        }
+    }
+
+    /// Nobody touches guest memory while he holds it, for which he might have to wait.
+    fn ways(&self) -> MutexGuard<'_, Ways> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ways {
+    fn tell(&mut self, event: &Event) -> Vec<u8> {
         log::debug!("{event:?}");
-        let line = line(&event);
+        let line = line(event);
         if let Some(stream) = &mut self.stream {
             let before = stream.dropped_bytes();
             let put = stream.put(&line);
@@ -95,38 +141,15 @@ impl Report {
             }
         }
         if let Some(record) = &self.record
-            && let Err(error) = record.write_all_at(&block(&event), 0)
+            && let Err(error) = record.write_all_at(&block(event), 0)
         {
             log::warn!("recording an event: {error}");
         }
         if self.kept.len() >= EVENTS_KEPT {
             self.kept.pop_front();
         }
-        self.kept.push_back(line);
-        self.kept.back().map(Vec::as_slice).unwrap_or_default()
-    }
-
-    /// Tells of the end of a machine that has failed; the log, where nobody hears of events.
-    pub fn failed(&mut self, failure: Failure) -> (Exit, &[u8]) {
-        if self.stream.is_none() {
-            log::error!("{}", failure.message);
-        }
-        let exit = Exit::Failed(failure.kind);
-        (exit, self.tell(|us| Event::Ended { us, exit, failure: Some(failure) }))
-    }
-
-    /// The last [`EVENTS_KEPT`] events, one a line.
-    pub fn kept(&self) -> Vec<u8> {
-        self.kept.iter().flatten().copied().collect()
-    }
-
-    /// Writes what the stream has not taken yet, for a slow reader too, but not for long.
-    pub fn finish(&mut self) {
-        if let Some(stream) = &mut self.stream
-            && let Err(error) = stream.finish(Instant::now() + FINISH_MAX)
-        {
-            self.lose_stream(&error);
-        }
+        self.kept.push_back(line.clone());
+        line
     }
 
     fn lose_stream(&mut self, error: &io::Error) {
@@ -190,6 +213,7 @@ fn cut(event: &mut Event, limit: usize) {
         | Event::Detached { .. }
         | Event::Stuck { .. }
         | Event::Recovered { .. }
+        | Event::WorkingSetRecorded { .. }
         | Event::Panicked { .. }
         | Event::Ended { .. } => {}
     }
@@ -226,7 +250,7 @@ mod tests {
     #[test]
     fn the_record_holds_the_last_event_whatever_its_size() {
         let file = tempfile::tempfile().unwrap();
-        let mut report = Report::new(Instant::now());
+        let report = Report::new(Instant::now());
         report.record_in(file.try_clone().unwrap().into());
         let booted = Booted { cmdline: "\u{1}ä".repeat(9000), ..Booted::default() };
         report.tell(|us| Event::Loaded { us, booted });
@@ -248,12 +272,12 @@ mod tests {
     #[test]
     fn an_owner_who_never_reads_is_told_no_more() {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        let mut report = Report::new(Instant::now());
+        let report = Report::new(Instant::now());
         report.stream_to(writer.into()).unwrap();
         for _ in 0..20_000 {
             report.tell(|us| Event::Reset { us });
         }
-        assert!(report.stream.is_none());
+        assert!(report.ways().stream.is_none());
         report.finish();
         assert_eq!(report.kept().split_inclusive(|&byte| byte == b'\n').count(), EVENTS_KEPT);
         let mut text = String::new();

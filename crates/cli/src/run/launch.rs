@@ -1,7 +1,7 @@
 //! From a plan to a running machine process: everything is opened here, in the order in which people
 //! would want to hear that it cannot be. What is opened closes again on every error.
 
-use std::{ffi::OsStr, os::fd::OwnedFd, path::PathBuf, time::Instant};
+use std::{ffi::OsStr, os::fd::OwnedFd, time::Instant};
 
 use ec2vmm_host::{
     capacity,
@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{
     console_file::ConsoleFile,
     plan::{Boot, Cgroup, Console, Plan},
+    restore::Restore,
 };
 use crate::error::{Error, chain, failed_to};
 
@@ -77,7 +78,7 @@ pub(crate) fn launch(plan: &Plan, born: &mut Instant) -> Result<Launched, Error>
         memory_mib: plan.size.memory_mib,
         huge_pages: plan.huge_pages,
         boot,
-        restore: open_snapshots(&plan.restore)?,
+        restore: plan.restore.as_ref().map(Restore::open).transpose()?,
         disks,
         nets,
         balloon: plan.balloon,
@@ -112,15 +113,6 @@ fn open_boot(boot: &Boot) -> Result<machine::Boot, Error> {
             cmdline: cmdline.clone(),
         },
     })
-}
-
-/// The state of the last, and the memory of all.
-fn open_snapshots(folders: &[PathBuf]) -> Result<Option<machine::Restore>, Error> {
-    let Some(last) = folders.last() else { return Ok(None) };
-    let state = files::open(&last.join("state"))?;
-    let memory =
-        folders.iter().map(|folder| files::open(&folder.join("memory"))).collect::<Result<_, _>>()?;
-    Ok(Some(machine::Restore { state, memory }))
 }
 
 fn open_taps(plan: &Plan, notes: &mut Vec<String>) -> Result<Vec<Net>, Error> {

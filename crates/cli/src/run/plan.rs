@@ -14,6 +14,7 @@ use ec2vmm_vmm_api::{
     config::{Balloon, CPUS_MAX, DISKS_MAX, Entropy, MEMORY_MIB_MIN, NETS_MAX, QUEUES_USUAL_MAX, RateLimit},
 };
 
+use super::restore::Restore;
 use crate::{
     args::Run,
     environment::Environment,
@@ -35,8 +36,8 @@ pub(crate) struct Plan {
     pub(crate) entropy: Entropy,
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
-    /// Snapshots to go on from, the full one first.
-    pub(crate) restore: Vec<PathBuf>,
+    /// Snapshots to go on from.
+    pub(crate) restore: Option<Restore>,
     pub(crate) console: Console,
     /// Events go to standard output.
     pub(crate) events: bool,
@@ -133,7 +134,7 @@ impl Plan {
             },
             vsock: args.vsock.clone(),
             control: args.control_socket.clone(),
-            restore: args.restore.clone(),
+            restore: Restore::new(args)?,
             console: match (&args.console, args.json) {
                 (Some(path), _) => Console::File(path.clone()),
                 (None, true) => Console::Stderr,

@@ -53,6 +53,16 @@ pub(crate) fn credit_mode(mode: CreditMode) -> &'static str {
     }
 }
 
+/// How guest memory comes out of a snapshot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum MemorySetting {
+    /// The full snapshot's file is mapped
+    #[default]
+    Mapped,
+    /// Each page is read when it is first touched
+    Userfaultfd,
+}
+
 /// Kinds of volumes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum VolumeSetting {

@@ -365,6 +365,71 @@ fn what_the_guest_is_told() {
 }
 
 #[test]
+fn snapshots() {
+    let host = Host::new("");
+    std::fs::create_dir(host.path("full")).unwrap();
+    for words in
+        ["disk.raw --memory-backend mapped", "disk.raw --prefetch x", "disk.raw --record-working-set x"]
+    {
+        let output = host.run(words).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--restore <DIR>"), "{said}");
+    }
+    for words in ["disk.raw --restore full --prefetch x", "disk.raw --restore full --record-working-set x"] {
+        host.check(
+            &mut host.run(words),
+            &expect![[r#"
+                status 2
+                -- stderr
+                ec2vmm: --record-working-set and --prefetch are for memory that is brought in page by page
+                hint: say `--memory-backend userfaultfd` too
+            "#]],
+        );
+    }
+    host.check(
+        &mut host.run("disk.raw --restore full"),
+        &expect![[r#"
+            status 26
+            -- stderr
+            ec2vmm: cannot read full/state: No such file or directory (os error 2)
+            hint: check the name and what the file holds; `ec2vmm run --help` says what is wanted
+        "#]],
+    );
+    for name in ["state", "memory"] {
+        std::fs::write(host.path("full").join(name), "").unwrap();
+    }
+    let paged = "disk.raw --restore full --memory-backend userfaultfd";
+    host.check(
+        &mut host.run(&format!("{paged} --prefetch none")),
+        &expect![[r#"
+            status 26
+            -- stderr
+            ec2vmm: cannot read none: No such file or directory (os error 2)
+            hint: check the name and what the file holds; `ec2vmm run --help` says what is wanted
+        "#]],
+    );
+    host.check(
+        &mut host.run(&format!("{paged} --record-working-set .")),
+        &expect![[r#"
+            status 26
+            -- stderr
+            ec2vmm: cannot write the working set to .: not a regular file
+            hint: check the name and what the file holds; `ec2vmm run --help` says what is wanted
+        "#]],
+    );
+    host.check(
+        &mut host.run(&format!("{paged} --record-working-set disk.raw")),
+        &expect![[r#"
+            status 26
+            -- stderr
+            ec2vmm: cannot write the working set to disk.raw: the file is in use by another machine, or as a disk
+            hint: check the name and what the file holds; `ec2vmm run --help` says what is wanted
+        "#]],
+    );
+}
+
+#[test]
 fn outputs() {
     let host = Host::new("wait");
     write_key(&host.path("key.pub"));

@@ -25,6 +25,8 @@ mod keys;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod merging;
+#[cfg(test)]
 mod no_daemon;
 #[cfg(test)]
 mod printing;

@@ -85,6 +85,7 @@ fn completions_and_manual_pages() {
             "ec2vmm-key.1",
             "ec2vmm-launch.1",
             "ec2vmm-ls.1",
+            "ec2vmm-machine-merge.1",
             "ec2vmm-machine-snapshot.1",
             "ec2vmm-machine.1",
             "ec2vmm-man.1",

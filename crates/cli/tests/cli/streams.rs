@@ -5,7 +5,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
 };
 
-use ec2vmm_vmm_api::config::{Boot, Format};
+use ec2vmm_vmm_api::config::{Boot, Format, MemoryBackend};
 use expect_test::expect;
 use rustix::process::Signal;
 
@@ -129,6 +129,39 @@ fn the_machine_gets_what_was_asked_for() {
     let config = host.config();
     assert!(matches!(config.boot, Boot::Files { initrd: None, cmdline, .. } if cmdline == "console=ttyS0"));
     assert_eq!((config.cpus, config.memory_mib, config.disks.len()), (1, 64, 0));
+}
+
+#[test]
+fn a_snapshot_is_handed_over_as_it_was_asked_for() {
+    let host = Host::new("exit 0");
+    for folder in ["full", "later"] {
+        std::fs::create_dir(host.path(folder)).unwrap();
+        for name in ["state", "memory"] {
+            std::fs::write(host.path(folder).join(name), "").unwrap();
+        }
+    }
+    let backend = |words: &str| {
+        assert!(
+            host.run(&format!("disk.raw --restore full --restore later {words}")).status().unwrap().success()
+        );
+        let restore = host.config().restore.unwrap();
+        assert_eq!(restore.memory.len(), 2);
+        restore.backend
+    };
+    assert_eq!(backend(""), MemoryBackend::Mapped);
+    assert_eq!(backend("--memory-backend mapped"), MemoryBackend::Mapped);
+    let paged = "--memory-backend userfaultfd";
+    let has_device = std::fs::File::options().read(true).write(true).open("/dev/userfaultfd").is_ok();
+    let MemoryBackend::Userfaultfd { device, prefetch: None, record: None } = backend(paged) else {
+        panic!()
+    };
+    assert_eq!(device.is_some(), has_device);
+    let recorded = backend(&format!("{paged} --record-working-set set"));
+    assert!(matches!(recorded, MemoryBackend::Userfaultfd { prefetch: None, record: Some(_), .. }));
+    // It says what the guest does.
+    assert_eq!(host.path("set").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let prefetched = backend(&format!("{paged} --prefetch set"));
+    assert!(matches!(prefetched, MemoryBackend::Userfaultfd { prefetch: Some(_), record: None, .. }));
 }
 
 #[test]

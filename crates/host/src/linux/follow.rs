@@ -196,6 +196,7 @@ impl Follower {
             | Event::Detached { us, .. }
             | Event::Stuck { us, .. }
             | Event::Recovered { us, .. }
+            | Event::WorkingSetRecorded { us, .. }
             | Event::Panicked { us }
             | Event::Ended { us, .. } => *us,
         };
@@ -212,6 +213,7 @@ impl Follower {
             | Event::Detached { .. }
             | Event::Stuck { .. }
             | Event::Recovered { .. }
+            | Event::WorkingSetRecorded { .. }
             | Event::Sandboxed { .. }
             | Event::Ended { .. } => {}
         }
@@ -233,6 +235,7 @@ impl Follower {
                 | Event::Resumed { .. }
                 | Event::Attached { .. }
                 | Event::Detached { .. }
+                | Event::WorkingSetRecorded { .. }
                 | Event::Sandboxed { .. }
                 | Event::Ended { .. } => {}
             }

@@ -9,6 +9,7 @@
 //! | `PUT /machine/pause` | | 204, once the machine stands still |
 //! | `PUT /machine/resume` | | 204; it goes on |
 //! | `POST /machine/snapshot` | [`SnapshotRequest`], two descriptors | [`SnapshotTaken`], once both files are written; a machine that ran goes on |
+//! | `PUT /machine/working-set` | | [`WorkingSet`]: the pages touched since the restore are written down |
 //! | `GET /machine/disks`, `GET /machine/disks/ID` | | [`Disks`], [`Disk`] |
 //! | `POST /machine/disks` | [`AttachDisk`], descriptors | [`Disk`]: the guest has been told |
 //! | `DELETE /machine/disks/ID` | | 202: the guest has been asked; `detached` is the event when it has let go |
@@ -42,7 +43,7 @@ pub use self::{
     devices::{
         AttachDisk, AttachNet, Disk, Disks, ID_BYTES_MAX, LAYERS_MAX, Net, NetLimits, Nets, ResizeDisk,
     },
-    snapshot::{SnapshotKind, SnapshotRequest, SnapshotTaken},
+    snapshot::{SnapshotKind, SnapshotRequest, SnapshotTaken, WorkingSet},
 };
 use serde::{Deserialize, Serialize};
 

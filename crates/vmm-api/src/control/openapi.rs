@@ -12,7 +12,7 @@ use utoipa::{
 
 use super::{
     AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerRequest,
-    Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+    Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, WorkingSet,
 };
 use crate::{Event, config::RateLimit};
 
@@ -25,7 +25,7 @@ use crate::{Event, config::RateLimit};
     ),
     servers((url = "http://localhost", description = "Whatever the host name: `curl --unix-socket SOCKET http://localhost/machine`")),
     paths(
-        machine, events, metrics, power, pause, resume, snapshot, disks, attach_disk, disk, detach_disk, resize_disk, limit_disk, nets,
+        machine, events, metrics, power, pause, resume, snapshot, working_set, disks, attach_disk, disk, detach_disk, resize_disk, limit_disk, nets,
         attach_net, net, detach_net, limit_net, balloon, set_balloon
     ),
     components(schemas(Problem))
@@ -145,6 +145,17 @@ fn resume() {}
     )
 )]
 fn snapshot() {}
+
+/// Writes down which pages of its snapshot a restored machine has touched, into the file that it was given for that
+/// at birth. From here on it notes no more.
+#[utoipa::path(
+    put, path = "/machine/working-set", tag = "machine",
+    responses(
+        (status = 200, body = WorkingSet, description = "The file is written, though perhaps not to the disk yet"),
+        (status = 409, description = "Nothing is noted: that was not asked for, or it is written already")
+    )
+)]
+fn working_set() {}
 
 /// The disks, by their place on the bus.
 #[utoipa::path(get, path = "/machine/disks", tag = "devices", responses((status = 200, body = Disks)))]

@@ -30,6 +30,15 @@ pub enum SnapshotKind {
     Difference,
 }
 
+/// Which pages a restored machine has touched is written into the file that it was given for that, and no more is
+/// noted.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WorkingSet {
+    /// How many pages of 4 KiB are in it.
+    pub pages: u64,
+}
+
 /// A snapshot that was taken.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

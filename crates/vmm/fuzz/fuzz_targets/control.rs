@@ -116,7 +116,7 @@ impl Header {
     }
 }
 
-const PATHS: [&str; 20] = [
+const PATHS: [&str; 21] = [
     "/machine",
     "/metrics",
     "/events",
@@ -134,6 +134,7 @@ const PATHS: [&str; 20] = [
     "/machine/nets/a/limits",
     "/machine/balloon",
     "/machine/snapshot",
+    "/machine/working-set",
     "http://m/machine",
     "http://m/machine?force=true",
     "/",

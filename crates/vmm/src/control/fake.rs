@@ -6,7 +6,7 @@ use ec2vmm_vmm_api::{
     config::{Identity, RateLimit},
     control::{
         AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
-        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
+        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State, WorkingSet,
     },
 };
 
@@ -95,6 +95,10 @@ impl Handler for Fake {
 
     fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<SnapshotTaken, Problem> {
         Err(problem(409, "there is no snapshot of nothing".into()))
+    }
+
+    fn record_working_set(&mut self) -> Result<WorkingSet, Problem> {
+        Ok(WorkingSet { pages: 5 })
     }
 
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {

@@ -6,7 +6,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerAction,
-        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, WorkingSet,
     },
 };
 use serde::de::DeserializeOwned;
@@ -45,6 +45,12 @@ pub trait Handler {
     /// # Errors
     /// What to answer instead of 200.
     fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem>;
+
+    /// Writes down which pages of its snapshot were touched.
+    ///
+    /// # Errors
+    /// What to answer instead of 200.
+    fn record_working_set(&mut self) -> Result<WorkingSet, Problem>;
 
     /// Does something to its power.
     ///
@@ -308,6 +314,13 @@ const ROUTES: &[Route] = &[
         }),
     },
     Route { path: "/machine/snapshot", act: Act::Post(snapshot) },
+    Route {
+        path: "/machine/working-set",
+        act: Act::Put(|handler, asked| {
+            check_no_content(asked.request)?;
+            Response::json(&handler.record_working_set()?)
+        }),
+    },
 ];
 
 /// Every route: method and path.

@@ -180,7 +180,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /nowhere HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
+            {"status":404,"detail":"no such resource: /nowhere","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot, /machine/working-set"}
         "#]],
     );
     check_problem(
@@ -201,7 +201,7 @@ fn unknown_resources_and_methods_are_refused() {
         "GET /machine/disks/a/b HTTP/1.1\r\n\r\n",
         &expect![[r#"
             HTTP/1.1 404 Not Found
-            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot"}
+            {"status":404,"detail":"no such resource: /machine/disks/a/b","hint":"there is /machine, /events, /metrics, /machine/power, /machine/pause, /machine/resume, /machine/disks, /machine/disks/{id}, /machine/disks/{id}/size, /machine/disks/{id}/limit, /machine/nets, /machine/nets/{id}, /machine/nets/{id}/limits, /machine/balloon, /machine/snapshot, /machine/working-set"}
         "#]],
     );
     check_problem(

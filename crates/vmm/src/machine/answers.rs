@@ -8,7 +8,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, NetLimits, PowerAction,
-        Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State,
+        Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State, WorkingSet,
     },
 };
 
@@ -58,6 +58,17 @@ impl Handler for Answers<'_> {
 
     fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem> {
         self.machine.snapshot(self.run, request, files)
+    }
+
+    fn record_working_set(&mut self) -> Result<WorkingSet, Problem> {
+        match self.machine.record_working_set() {
+            Some(Ok(pages)) => Ok(WorkingSet { pages }),
+            Some(Err(error)) => Err(problem(500, format!("writing the working set: {error}"))),
+            None => Err(Problem {
+                hint: Some("restore with a file to record it in (`--record-working-set`)".into()),
+                ..problem(409, "no touches are noted, or they are written down already".into())
+            }),
+        }
     }
 
     fn resume(&mut self) -> Result<(), Problem> {

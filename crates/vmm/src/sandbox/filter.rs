@@ -1,7 +1,7 @@
 //! Makes filters of system calls out of [`super::rules`], and installs them.
 //!
 //! Invariant: filters add up. The main thread's holds for the whole process, whose threads all come from
-//! it; a vCPU's or a disk's thread then takes the most of what is left from itself. Whatever no rule allows
+//! it; a vCPU's, a disk's or the pager's thread then takes the most of what is left from itself. Whatever no rule allows
 //! kills the process, and the kernel writes to its log which call it was.
 
 use std::{collections::BTreeMap, sync::OnceLock};
@@ -29,6 +29,8 @@ static PROGRAMS: OnceLock<Programs> = OnceLock::new();
 
 struct Programs {
     vcpu: BpfProgram,
+    /// Made when a machine that is restored needs it.
+    pager: OnceLock<Result<BpfProgram, FilterError>>,
     /// Made when the first disk needs it: most are served by io_uring.
     disk: OnceLock<Result<BpfProgram, FilterError>>,
 }
@@ -36,7 +38,7 @@ struct Programs {
 /// Filters what this thread and all that come from it may do.
 pub(super) fn enter() -> Result<(), FilterError> {
     let main = compile(Thread::Main)?;
-    let programs = Programs { vcpu: compile(Thread::Vcpu)?, disk: OnceLock::new() };
+    let programs = Programs { vcpu: compile(Thread::Vcpu)?, disk: OnceLock::new(), pager: OnceLock::new() };
     // It is entered once; a second time could only add the same again.
     let _ = PROGRAMS.set(programs);
     seccompiler::apply_filter(&main).map_err(FilterError::Install)
@@ -51,14 +53,19 @@ pub fn narrow(thread: Thread) {
     let narrowed = match thread {
         Thread::Main => return,
         Thread::Vcpu => install(&programs.vcpu),
-        Thread::Disk => match programs.disk.get_or_init(|| compile(Thread::Disk)) {
-            Ok(program) => install(program),
-            Err(error) => Err(error.to_string()),
-        },
+        Thread::Disk => install_made(&programs.disk, thread),
+        Thread::Pager => install_made(&programs.pager, thread),
     };
     if let Err(error) = narrowed {
         log::error!("filtering the system calls of a thread: {error}");
         std::process::abort();
+    }
+}
+
+fn install_made(program: &OnceLock<Result<BpfProgram, FilterError>>, thread: Thread) -> Result<(), String> {
+    match program.get_or_init(|| compile(thread)) {
+        Ok(program) => install(program),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -8,17 +8,23 @@ use std::{
 };
 
 use ec2vmm_devices::{Memory, pci, state::BadState};
+use ec2vmm_snapshot::{MemoryFileError, Tail, check_chain, read_tail};
 use ec2vmm_vmm_api::{FailureKind, MachineConfig, config::Clock};
 
 use super::{
-    DiskShape, Document, MemoryFileError, NetShape, Shape,
+    DiskShape, Document, NetShape, Shape,
     file::{self, FileError},
-    memory_file::{self, Tail},
+    pager::{self, Pager},
     stamp,
+    working_set::{self, Whose, WorkingSetError},
 };
 use crate::{
+    error::MachineError,
+    mailbox::Sender,
     memory::{self, MemoryError},
+    report::Report,
     slots::Slots,
+    userfault::Userfault,
     x86_64::features::CpuMismatch,
 };
 
@@ -27,8 +33,18 @@ pub struct Snapshot {
     pub(super) document: Document,
     pub(super) clock: Clock,
     pub(super) track: bool,
-    /// The full one first.
+    /// The full one first. A pager takes them.
     memory: Vec<(File, Tail)>,
+}
+
+/// What a pager is made of.
+pub struct PagerParts {
+    /// It does the work.
+    pub userfault: Userfault,
+    /// A working set to bring ahead.
+    pub prefetch: Option<File>,
+    /// Where to write which pages are touched.
+    pub record: Option<File>,
 }
 
 /// Why a machine cannot go on from a snapshot.
@@ -40,6 +56,9 @@ pub enum RestoreError {
     /// The memory cannot be read.
     #[error(transparent)]
     Memory(#[from] MemoryFileError),
+    /// The working set cannot be used.
+    #[error(transparent)]
+    WorkingSet(#[from] WorkingSetError),
     /// Another machine than the one that was saved.
     #[error("the snapshot is of another machine: {0}")]
     Shape(String),
@@ -68,10 +87,12 @@ impl RestoreError {
     /// For the exit status.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::File(FileError::Format(_)) | Self::Memory(MemoryFileError::Format { .. }) => {
-                FailureKind::SnapshotVersion
+            Self::File(FileError::Format(_))
+            | Self::Memory(MemoryFileError::Format { .. })
+            | Self::WorkingSet(WorkingSetError::Format(_)) => FailureKind::SnapshotVersion,
+            Self::File(_) | Self::Memory(_) | Self::WorkingSet(_) | Self::State(_) => {
+                FailureKind::BrokenSnapshot
             }
-            Self::File(_) | Self::Memory(_) | Self::State(_) => FailureKind::BrokenSnapshot,
             Self::Shape(_) | Self::Device(_) => FailureKind::SnapshotMachine,
             Self::Disk { .. } => FailureKind::SnapshotDisk,
             Self::Cpu(_) => FailureKind::SnapshotCpu,
@@ -81,8 +102,16 @@ impl RestoreError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::File(FileError::Format(_)) | Self::Memory(MemoryFileError::Format { .. }) => {
+            Self::File(FileError::Format(_))
+            | Self::Memory(MemoryFileError::Format { .. })
+            | Self::WorkingSet(WorkingSetError::Format(_)) => {
                 "a later ec2vmm wrote it: restore with that one"
+            }
+            Self::Memory(MemoryFileError::Shortened { .. }) => {
+                "a snapshot's files must stay as they are while machines have been restored from them"
+            }
+            Self::WorkingSet(_) => {
+                "record it anew from this very snapshot, to the end of that machine; or do without it"
             }
             Self::Memory(MemoryFileError::Chain(_)) => {
                 "give the memory file of the full snapshot, then each difference up to this state, in order"
@@ -121,9 +150,9 @@ impl Snapshot {
         let memory: Vec<_> = memory
             .into_iter()
             .enumerate()
-            .map(|(index, file)| memory_file::read_tail(&file, index, ram_bytes).map(|tail| (file, tail)))
+            .map(|(index, file)| read_tail(&file, index, ram_bytes).map(|tail| (file, tail)))
             .collect::<Result<_, _>>()?;
-        check_chain(&document, memory.iter().map(|(_, tail)| tail))?;
+        check_chain(document.id, memory.iter().map(|(_, tail)| tail))?;
         Ok(Self { document, clock, track, memory })
     }
 
@@ -134,6 +163,29 @@ impl Snapshot {
     pub fn check(&self, config: &MachineConfig, slots: &Slots) -> Result<(), RestoreError> {
         let now = Shape::new(config, slots).map_err(FileError::Read)?;
         check_devices(&self.document.shape, &now)
+    }
+
+    /// Has a pager bring the memory in: pages come when they are touched, and those of a working set ahead.
+    ///
+    /// # Errors
+    /// The host refused, or the working set cannot be used.
+    pub(crate) fn page_memory(
+        &mut self,
+        mib: u64,
+        parts: PagerParts,
+        news: Sender,
+        report: Report,
+    ) -> Result<(Arc<Memory>, Pager), MachineError> {
+        let PagerParts { userfault, prefetch, record } = parts;
+        let whose = Whose { id: self.document.id, ram_bytes: mib << 20 };
+        let read = |file: File| working_set::read(&file, whose);
+        let ahead = prefetch.map(read).transpose().map_err(RestoreError::WorkingSet)?.unwrap_or_default();
+        let memory = memory::map(mib)?;
+        let files = std::mem::take(&mut self.memory);
+        let record = record.map(|file| (file, whose));
+        let parts = pager::Parts { userfault, files, ahead, record };
+        let pager = Pager::start(Arc::clone(&memory), parts, news, report)?;
+        Ok((memory, pager))
     }
 
     /// Maps the memory: pages come when they are touched, and those that nobody writes to are shared with
@@ -194,28 +246,6 @@ fn check_devices(then: &Shape, now: &Shape) -> Result<(), RestoreError> {
         if let Some(difference) = stamp::difference(then, now) {
             return Err(RestoreError::Disk { index, serial: then.serial.clone(), difference });
         }
-    }
-    Ok(())
-}
-
-/// A full file, then differences, each to the one before, the last of them this snapshot's.
-fn check_chain<'a>(
-    document: &Document,
-    tails: impl Iterator<Item = &'a Tail>,
-) -> Result<(), MemoryFileError> {
-    let mut last = None;
-    for tail in tails {
-        match (last, tail.parent) {
-            (None, Some(_)) => return Err(MemoryFileError::Chain("the first memory file is a difference")),
-            (Some(_), None) => return Err(MemoryFileError::Chain("a second memory file is a full one")),
-            (Some(before), Some(parent)) if before != parent => {
-                return Err(MemoryFileError::Chain("a memory file is a difference to another snapshot's"));
-            }
-            _ => last = Some(tail.id),
-        }
-    }
-    if last != Some(document.id) {
-        return Err(MemoryFileError::Chain("the memory is another snapshot's than the state"));
     }
     Ok(())
 }

@@ -8,13 +8,11 @@ use std::{
 };
 
 use ec2vmm_devices::{Memory, rtc::WallClock};
+use ec2vmm_snapshot::Bitmap;
 use ec2vmm_vmm_api::control::{Problem, SnapshotKind, SnapshotRequest, SnapshotTaken, State};
 use uuid::Uuid;
 
-use super::{
-    Document, Shape, Tracking, file,
-    memory_file::{self, Bitmap},
-};
+use super::{Document, Shape, Tracking, file, memory_file};
 use crate::{
     clock::HostClock,
     entropy,
@@ -101,6 +99,10 @@ impl Machine {
     ) -> Result<SnapshotTaken, TakeError> {
         if request.kind == SnapshotKind::Difference && self.tracking.is_none() {
             return Err(TakeError::NoParent);
+        }
+        if let Some(pager) = self.pager.as_ref().filter(|_| request.kind == SnapshotKind::Full) {
+            // In large pieces, where reading it would bring page by page.
+            pager.bring_all();
         }
         for (_, slot) in self.slots.iter_mut() {
             let written = slot.write_back();

@@ -5,10 +5,10 @@
 //! in between failed.
 
 use ec2vmm_devices::Memory;
+use ec2vmm_snapshot::{Bitmap, PAGE_BYTES};
 use uuid::Uuid;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::memory_file::{Bitmap, PAGE_BYTES};
 use crate::vm::{KvmError, Vm};
 
 /// The changes since a snapshot.

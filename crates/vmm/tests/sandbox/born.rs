@@ -3,23 +3,30 @@
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Seek, Write},
-    os::fd::OwnedFd,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use ec2vmm_host::{
     cgroups::OwnGroup,
-    machine::{Boot, Machine, Newborn, Parts, Ways},
+    machine::{Boot, Machine, MemoryBackend, Newborn, Parts, Restore, Ways},
     sandbox::{Sandbox, SandboxKind, empty_network},
     sockets,
 };
+use ec2vmm_vmm::userfault::Userfault;
 use ec2vmm_vmm_api::{
     Event,
     config::{Balloon, Entropy, Identity},
 };
 
-use crate::machine::elf;
+use crate::{
+    guests,
+    machine::{elf, exchange},
+};
 
 /// The machine process.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_ec2vmm-vmm");
@@ -41,6 +48,16 @@ pub(crate) fn is_possible() -> bool {
         eprintln!("SKIPPED: not root, no /dev/kvm, or no namespaces");
     }
     can
+}
+
+/// Whether memory can be brought in page by page here.
+pub(crate) fn has_userfaultfd() -> bool {
+    let device = ec2vmm_host::userfaultfd::open().unwrap();
+    let made = Userfault::new(device.as_ref().map(AsFd::as_fd));
+    if let Err(error) = &made {
+        eprintln!("SKIPPED: {error}");
+    }
+    made.is_ok()
 }
 
 pub(crate) fn parts(sandbox: Sandbox, guest: &[u8], control: Option<OwnedFd>) -> Parts {
@@ -67,6 +84,32 @@ pub(crate) fn parts(sandbox: Sandbox, guest: &[u8], control: Option<OwnedFd>) ->
         entropy: Entropy::default(),
         vsock: None,
         control,
+    }
+}
+
+/// A snapshot to go on from.
+pub(crate) fn snapshot(network: &OwnedFd) -> [File; 2] {
+    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    let machine = Kept::start(parts(full(network), guests::idle(), None));
+    let request =
+        "POST /machine/snapshot HTTP/1.1\r\nHost: m\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+    let control = UnixStream::connect(machine.path("control")).unwrap();
+    let answer = exchange(control, request, &files.each_ref().map(AsFd::as_fd));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    files
+}
+
+/// A snapshot whose memory is brought in when it is touched.
+pub(crate) fn paged(state: &File, memory: &File, prefetch: Option<&File>, record: Option<&File>) -> Restore {
+    let open = |file: &File| file.try_clone().unwrap();
+    Restore {
+        state: open(state),
+        memory: vec![open(memory)],
+        backend: MemoryBackend::Userfaultfd {
+            device: ec2vmm_host::userfaultfd::open().unwrap(),
+            prefetch: prefetch.map(open),
+            record: record.map(open),
+        },
     }
 }
 

@@ -47,9 +47,10 @@ fn every_rule_is_needed() {
     if !born::is_possible() {
         return;
     }
-    if !Path::new("/dev/net/tun").exists() || Rings::make(1).is_empty() {
+    let has_rings = !Rings::make(1).is_empty();
+    if !Path::new("/dev/net/tun").exists() || !has_rings || !born::has_userfaultfd() {
         return eprintln!(
-            "SKIPPED: this kernel has no taps or no io_uring, so some rules are not needed here"
+            "SKIPPED: this kernel has no taps, no io_uring or no userfaultfd, so some rules are not needed here"
         );
     }
     // The parts are run in copies of this process, which must have one heap, as a machine process has.

@@ -1,6 +1,9 @@
 //! What no rule allows ends the process, in each kind of thread.
 
-use std::os::fd::IntoRawFd;
+use std::{
+    fs::File,
+    os::fd::{IntoRawFd, OwnedFd},
+};
 
 use ec2vmm_host::{
     disks::{Disk, OpenLayer},
@@ -22,7 +25,7 @@ use crate::{
     guests, tracer,
 };
 
-const THREADS: [Thread; 3] = [Thread::Main, Thread::Vcpu, Thread::Disk];
+const THREADS: [Thread; 4] = [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager];
 /// An argument that fits no condition: memory to be executed, a command that nobody knows.
 const WRONG: u64 = 0x5a5a_5a5a_5a5a_5a5c;
 /// uretprobe and uprobe of Linux 6.11 and later: for code that the kernel itself has put there, so no filter is
@@ -112,6 +115,7 @@ fn tries(thread: Thread) -> Vec<(i64, [u64; 6])> {
     let mut tries = vec![
         (libc::SYS_openat, [0, 0, 0, 0, 0, 0]),
         (libc::SYS_execve, [0, 0, 0, 0, 0, 0]),
+        (libc::SYS_userfaultfd, [0, 0, 0, 0, 0, 0]),
         (libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0, 0, 0]),
         (libc::SYS_connect, [3, 0, 0, 0, 0, 0]),
         (libc::SYS_io_uring_setup, [8, 0, 0, 0, 0, 0]),
@@ -129,6 +133,8 @@ fn tries(thread: Thread) -> Vec<(i64, [u64; 6])> {
         const KVM_CREATE_VM: u64 = 0xae01;
         tries.push((libc::SYS_ioctl, [3, KVM_CREATE_VM, 0, 0, 0, 0]));
         tries.push((libc::SYS_accept4, [3, 0, 0, 0, 0, 0]));
+        const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+        tries.push((libc::SYS_ioctl, [3, UFFDIO_REGISTER, 0, 0, 0, 0]));
     }
     tries
 }
@@ -142,7 +148,7 @@ fn thread_called(machine: &Kept, name: &str) -> Option<i32> {
 }
 
 /// A machine with threads of every kind, all of which wait.
-fn machine(network: &std::os::fd::OwnedFd) -> Kept {
+fn machine(network: &OwnedFd) -> Kept {
     let mut parts = born::parts(born::full(network), guests::idle(), None);
     let file = tempfile::tempfile().unwrap();
     // Not of whole sectors: so it is served by threads.
@@ -157,14 +163,28 @@ fn machine(network: &std::os::fd::OwnedFd) -> Kept {
         rate_limit: RateLimit::default(),
     });
     let machine = Kept::start(parts);
-    for name in ["ec2vmm-vmm", "vcpu0", "disk0"] {
+    wait_for_threads(&machine, &["ec2vmm-vmm", "vcpu0", "disk0"]);
+    machine
+}
+
+/// One whose memory is brought in, most of it later.
+fn paged_machine(network: &OwnedFd, [state, memory]: &[File; 2]) -> Kept {
+    let mut parts = born::parts(born::full(network), guests::idle(), None);
+    parts.restore = Some(born::paged(state, memory, None, None));
+    let machine = Kept::start(parts);
+    wait_for_threads(&machine, &["pager"]);
+    machine
+}
+
+/// Until each of them is there and waits.
+fn wait_for_threads(machine: &Kept, names: &[&str]) {
+    for name in names {
         // It is named, and waits, a moment after the event that says that the machine runs.
-        born::wait_until(|| thread_called(&machine, name).is_some());
-        let task = thread_called(&machine, name).unwrap();
+        born::wait_until(|| thread_called(machine, name).is_some());
+        let task = thread_called(machine, name).unwrap();
         let waits = || std::fs::read_to_string(format!("/proc/{}/task/{task}/stat", machine.pid)).unwrap();
         born::wait_until(|| waits().contains(") S "));
     }
-    machine
 }
 
 #[test]
@@ -173,14 +193,22 @@ fn threads_of_a_live_machine_are_killed_for_what_they_may_not_do() {
         return;
     }
     let network = empty_network().unwrap();
-    let kinds = [(Thread::Main, "ec2vmm-vmm"), (Thread::Vcpu, "vcpu0"), (Thread::Disk, "disk0")];
+    let files = born::snapshot(&network);
+    let mut kinds = vec![(Thread::Main, "ec2vmm-vmm"), (Thread::Vcpu, "vcpu0"), (Thread::Disk, "disk0")];
+    if born::has_userfaultfd() {
+        kinds.push((Thread::Pager, "pager"));
+    }
     for (thread, name) in kinds {
+        let machine = || match thread {
+            Thread::Pager => paged_machine(&network, &files),
+            _ => machine(&network),
+        };
         // What is allowed comes back: it is not the tracing that kills.
-        let control = machine(&network);
+        let control = machine();
         let answer = tracer::make_call(thread_called(&control, name).unwrap(), libc::SYS_getpid, [0; 6]);
         assert_eq!(answer, Ok(1), "{name}");
         for (number, arguments) in tries(thread) {
-            let machine = machine(&network);
+            let machine = machine();
             let answer = tracer::make_call(thread_called(&machine, name).unwrap(), number, arguments);
             assert_eq!(answer, Err(libc::SIGSYS), "{name}: call {number} {arguments:?}");
             // Not the thread alone.

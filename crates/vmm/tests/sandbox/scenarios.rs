@@ -4,6 +4,7 @@
 mod parts;
 
 use std::{
+    fs::File,
     io::{Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -14,13 +15,13 @@ use std::{
 
 use ec2vmm_host::{
     disks::{Disk, OpenLayer},
-    machine::Restore,
+    machine::{MemoryBackend, Restore},
     sandbox::empty_network,
 };
 use ec2vmm_vmm_api::config::{Format, RateLimit};
 
 use crate::{
-    born::{self, Kept},
+    born::{self, Kept, paged},
     coverage::Coverage,
     guests, machine, tracer,
 };
@@ -33,6 +34,7 @@ pub(crate) fn run_all(coverage: &mut Coverage) {
     reboots(coverage, &network);
     a_disk_that_comes_and_goes(coverage, &network);
     a_pause_and_snapshots(coverage, &network);
+    memory_that_is_brought_in(coverage, &network);
     parts::run_all(coverage);
 }
 
@@ -158,10 +160,49 @@ fn a_pause_and_snapshots(coverage: &mut Coverage, network: &OwnedFd) {
         power(machine, "power_off");
     });
     let mut parts = born::parts(born::full(network), guests::echo(), None);
-    parts.restore = Some(Restore { state: later_state, memory: vec![memory, later_memory] });
+    parts.restore = Some(Restore {
+        state: later_state,
+        memory: vec![memory, later_memory],
+        backend: MemoryBackend::Mapped,
+    });
     watch(coverage, parts, |machine| {
         machine.wait_until_running();
         power(machine, "reset");
         power(machine, "power_off");
+    });
+}
+
+/// Once with all of it, and written down; once ahead, to a reset; and once to an end that the event loop does not
+/// see, because it waits itself.
+fn memory_that_is_brought_in(coverage: &mut Coverage, network: &OwnedFd) {
+    let [state, memory, working_set] = [(); 3].map(|()| tempfile::tempfile().unwrap());
+    let machine = Kept::start(born::parts(born::full(network), guests::echo(), None));
+    ask(&machine, "POST /machine/snapshot", "{}", &[state.as_fd(), memory.as_fd()]);
+    drop(machine);
+    let restored = |prefetch: Option<&File>, record: Option<&File>| {
+        let mut parts = born::parts(born::full(network), guests::echo(), None);
+        parts.restore = Some(paged(&state, &memory, prefetch, record));
+        parts
+    };
+    let [copied_state, copied_memory] = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    let files = [copied_state.as_fd(), copied_memory.as_fd()];
+    watch(coverage, restored(None, Some(&working_set)), |machine| {
+        machine.wait_until_running();
+        ask(machine, "POST /machine/snapshot", "{}", &files);
+        power(machine, "power_off");
+    });
+    watch(coverage, restored(Some(&working_set), None), |machine| {
+        machine.wait_until_running();
+        power(machine, "reset");
+        power(machine, "power_off");
+    });
+    watch(coverage, restored(None, None), |machine| {
+        machine.wait_until_running();
+        memory.set_len(0).unwrap();
+        let body = "{}";
+        let head =
+            "POST /machine/snapshot HTTP/1.1\r\nHost: m\r\nConnection: close\r\nContent-Length: 2\r\n\r\n";
+        let control = UnixStream::connect(machine.path("control")).unwrap();
+        assert_eq!(machine::exchange(control, &format!("{head}{body}"), &files), "");
     });
 }

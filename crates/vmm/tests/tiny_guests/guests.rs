@@ -367,6 +367,45 @@ guests! {
         "4: hlt"
         "jmp 4b";
 
+    /// Works on 64 pages from 4 MiB on. For every byte that it reads: 'w' writes 1, 2, 3, ... into them, one number
+    /// a page; 'q' powers it off; any other reads the next eight and prints the lowest byte of their sum.
+    pages:
+        "sti"
+        "mov ebx, 0x400000"
+        "2: mov dx, 0x3fd"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "mov dx, 0x3f8"
+        "in al, dx"
+        "cmp al, 'q'"
+        "je 6f"
+        "cmp al, 'w'"
+        "je 4f"
+        "xor eax, eax"
+        "mov edi, 8"
+        "3: add eax, [rbx]"
+        "add ebx, 0x1000"
+        "dec edi"
+        "jnz 3b"
+        "out dx, al"
+        "jmp 2b"
+        "4: mov ebx, 0x400000"
+        "mov ecx, 1"
+        "5: mov [rbx], ecx"
+        "add ebx, 0x1000"
+        "inc ecx"
+        "cmp ecx, 65"
+        "jne 5b"
+        "mov ebx, 0x400000"
+        "out dx, al"
+        "jmp 2b"
+        "6: mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "7: hlt"
+        "jmp 7b";
+
     /// Has its local APIC interrupt it every millisecond. For every byte that it reads, waits for three more
     /// interrupts and prints 't'. Powers itself off after a 'q'.
     ticks:

@@ -19,6 +19,7 @@ mod pause;
 mod reboots;
 mod snapshot;
 mod stuck;
+mod userfaultfd;
 
 use std::io::{BufRead, BufReader, Read, Write};
 

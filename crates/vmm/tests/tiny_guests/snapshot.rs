@@ -3,12 +3,15 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::{fd::AsFd, unix::fs::FileExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
 };
 
 use ec2vmm_vmm_api::{
     Event, Exit, FailureKind, MachineConfig,
-    config::{Clock, Restore},
+    config::{Clock, MemoryBackend, Restore},
     control::{self, SnapshotTaken},
 };
 
@@ -19,18 +22,18 @@ use crate::{
 };
 
 /// The two files of a snapshot, empty at first.
-struct Files {
-    state: File,
-    memory: File,
+pub(crate) struct Files {
+    pub(crate) state: File,
+    pub(crate) memory: File,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let [state, memory] = [(); 2].map(|()| tempfile::tempfile().unwrap());
         Self { state, memory }
     }
 
-    fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let copy = |file: &File| {
             let copy = tempfile::tempfile().unwrap();
             write_all(&copy, &content(file));
@@ -40,7 +43,7 @@ impl Files {
     }
 }
 
-fn content(file: &File) -> Vec<u8> {
+pub(crate) fn content(file: &File) -> Vec<u8> {
     let mut content = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
     file.read_exact_at(&mut content, 0).unwrap();
     content
@@ -55,18 +58,30 @@ const STATE: i32 = 12;
 /// The first; the others follow.
 const MEMORY: i32 = 13;
 
-fn config() -> MachineConfig {
+pub(crate) fn config() -> MachineConfig {
     MachineConfig { memory_mib: 32, ..machine::config() }
 }
 
 /// Goes on from a state and memory files, the full one first.
 fn restore_chain(config: &MachineConfig, track: bool, state: &File, memory: &[&File]) -> Machine {
+    restore_by(config, track, MemoryBackend::Mapped, Vec::new(), state, memory)
+}
+
+/// The same, with what a backend needs.
+pub(crate) fn restore_by(
+    config: &MachineConfig,
+    track: bool,
+    backend: MemoryBackend,
+    mut files: Vec<(OwnedFd, i32)>,
+    state: &File,
+    memory: &[&File],
+) -> Machine {
     let numbers: Vec<i32> = (MEMORY..).take(memory.len()).collect();
     let clock = Clock::default();
-    let restore = Restore { state: STATE, memory: numbers.clone(), clock, track };
+    let restore = Restore { state: STATE, memory: numbers.clone(), backend, clock, track };
     let config = MachineConfig { restore: Some(restore), ..config.clone() };
     let open = |file: &File| file.try_clone().unwrap().into();
-    let mut files = vec![(open(state), STATE)];
+    files.push((open(state), STATE));
     files.extend(memory.iter().map(|file| open(file)).zip(numbers));
     // What it boots at its next reset.
     Machine::start_with_files(&config, &elf(guests::hello()), files)
@@ -80,17 +95,17 @@ fn restore(files: &Files) -> Machine {
     restore_with(&config(), files)
 }
 
-fn start(guest: &[u8]) -> Machine {
+pub(crate) fn start(guest: &[u8]) -> Machine {
     Machine::start_with(&config(), &elf(guest))
 }
 
 /// Asks for a snapshot, and hears the whole answer.
-fn ask_for_snapshot(machine: &Machine, body: &str, files: &Files) -> String {
+pub(crate) fn ask_for_snapshot(machine: &Machine, body: &str, files: &Files) -> String {
     let descriptors = [files.state.as_fd(), files.memory.as_fd()];
     send(machine, &with_body("POST", "/machine/snapshot", body), &descriptors)
 }
 
-fn take(machine: &Machine, body: &str) -> (Files, SnapshotTaken) {
+pub(crate) fn take(machine: &Machine, body: &str) -> (Files, SnapshotTaken) {
     let files = Files::new();
     let answer = ask_for_snapshot(machine, body, &files);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -98,12 +113,12 @@ fn take(machine: &Machine, body: &str) -> (Files, SnapshotTaken) {
     (files, serde_json::from_str(body).unwrap())
 }
 
-fn snapshot(machine: &Machine) -> Files {
+pub(crate) fn snapshot(machine: &Machine) -> Files {
     take(machine, "{}").0
 }
 
 /// What the guest prints when it reads a byte.
-fn print<const N: usize>(machine: &mut Machine) -> [u8; N] {
+pub(crate) fn print<const N: usize>(machine: &mut Machine) -> [u8; N] {
     // One that has ended is noticed below.
     let _ = machine.console.write_all(b".");
     let mut printed = [0; N];
@@ -219,7 +234,7 @@ fn refused(config: &MachineConfig, files: &Files) -> (FailureKind, String) {
     refused_by(restore_with(config, files))
 }
 
-fn refused_by(mut machine: Machine) -> (FailureKind, String) {
+pub(crate) fn refused_by(mut machine: Machine) -> (FailureKind, String) {
     let Some(Event::Ended { exit, failure: Some(failure), .. }) = machine.event() else { panic!() };
     assert_eq!(exit, Exit::Failed(failure.kind));
     assert_eq!(machine.wait().code(), Some(failure.kind.code().into()));
@@ -301,6 +316,26 @@ fn differences_are_put_onto_the_full_snapshot() {
         assert_eq!(kind, FailureKind::BrokenSnapshot);
         assert!(message.contains(text), "{text}: {message}");
     }
+}
+
+#[test]
+fn a_merged_snapshot_is_the_last_of_its_chain() {
+    let mut machine = start(guests::letters());
+    assert_eq!(print(&mut machine), *b"aaa");
+    let (full, _) = take(&machine, r#"{"track":true}"#);
+    assert_eq!(print(&mut machine), *b"bbb");
+    let (difference, _) = take(&machine, r#"{"kind":"difference","track":true}"#);
+    assert_eq!(print(&mut machine), *b"ccc");
+    let (later, _) = take(&machine, r#"{"kind":"difference"}"#);
+    machine.kill();
+    let document = ec2vmm_snapshot::read_document(&mut content(&difference.state).as_slice()).unwrap();
+    let head = ec2vmm_snapshot::read_head(&document).unwrap();
+    let merged = tempfile::tempfile().unwrap();
+    ec2vmm_snapshot::merge(&head, &[full.memory, difference.memory], &merged).unwrap();
+    assert_eq!(print(&mut restore_chain(&config(), false, &difference.state, &[&merged])), *b"ccc");
+    // What was a difference to the last is one to the merged one.
+    let chain = [&merged, &later.memory];
+    assert_eq!(print(&mut restore_chain(&config(), false, &later.state, &chain)), *b"ddd");
 }
 
 #[test]

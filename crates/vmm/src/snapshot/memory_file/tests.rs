@@ -1,10 +1,10 @@
 use std::fs::File;
 
-use proptest::prelude::*;
+use ec2vmm_snapshot::{Bitmap, MemoryFileError, PAGE_BYTES, read_tail};
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Bitmap, MemoryFileError, PAGE_BYTES, read_tail, write};
+use super::write;
 use crate::memory;
 
 const RAM: u64 = 32 << 20;
@@ -86,18 +86,4 @@ fn a_file_that_is_not_right_is_refused() {
     file.set_len(RAM + PAGE_BYTES).unwrap();
     assert!(matches!(read_tail(&file, 0, RAM), Err(MemoryFileError::Magic { .. })));
     assert!(matches!(read_tail(&File::open("/").unwrap(), 0, RAM), Err(MemoryFileError::Read { .. })));
-}
-
-proptest! {
-    #[test]
-    fn runs_are_what_is_in_it(pages in prop::collection::btree_set(0_u64..300, 0..200)) {
-        let mut bitmap = Bitmap::new(300);
-        pages.iter().for_each(|page| bitmap.set(*page));
-        bitmap.set(1 << 40);
-        prop_assert_eq!(bitmap.count(), pages.len() as u64);
-        let runs: Vec<_> = bitmap.runs().collect();
-        prop_assert!(runs.windows(2).all(|pair| pair[0].0 + pair[0].1 < pair[1].0));
-        let all = runs.iter().flat_map(|(first, count)| *first..first + count);
-        prop_assert!(all.eq(pages));
-    }
 }

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{PipeReader, PipeWriter, Read, Write},
     os::{
+        fd::AsFd,
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener, UnixStream},
     },
@@ -31,11 +32,12 @@ use ec2vmm_vmm::{
     entropy::KernelEntropy,
     outlet::Outlet,
     sandbox::{self, Thread},
+    userfault::{Put, Span, Userfault},
     vm::{InterruptRoutes, Vm},
 };
 use ec2vmm_vmm_api::Sandbox;
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch};
-use vm_memory::{GuestAddress, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{coverage::Coverage, tracer};
@@ -51,10 +53,11 @@ pub(super) fn run_all(coverage: &mut Coverage) {
     watch(coverage, Thread::Main, || (), |()| KernelEntropy.fill(&mut [0; 100]).unwrap());
     watch(coverage, Thread::Main, || std::io::pipe().unwrap(), a_reader_who_does_not_read);
     watch(coverage, Thread::Main, tap::make, tap::frames);
+    watch(coverage, Thread::Pager, userfault, |parts| put_pages(&parts));
     for thread in [Thread::Main, Thread::Vcpu] {
         watch(coverage, thread, vm, |vm| interrupts_and_doorbells(&vm));
     }
-    for thread in [Thread::Main, Thread::Vcpu, Thread::Disk] {
+    for thread in [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager] {
         watch(coverage, thread, || (), |()| grow());
         watch(coverage, thread, || (), |()| read_the_clock());
         // What channels do where another thread is in the middle of something, and io_uring where the kernel
@@ -92,6 +95,7 @@ fn follow<T>(
             Thread::Main => c"main",
             Thread::Vcpu => c"vcpu0",
             Thread::Disk => c"disk0",
+            Thread::Pager => c"pager",
         };
         rustix::thread::set_name(name).unwrap();
         sandbox::narrow(thread);
@@ -214,6 +218,26 @@ fn read_the_clock() {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one time.
     assert_eq!(unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut time) }, 0);
+}
+
+/// One page of memory, and what it is brought in by.
+fn userfault() -> (Userfault, Arc<Memory>, Span) {
+    let device = ec2vmm_host::userfaultfd::open().unwrap();
+    let userfault = Userfault::new(device.as_ref().map(AsFd::as_fd)).unwrap();
+    let memory = ec2vmm_vmm::memory::map(64).unwrap();
+    let address = memory.get_host_address(GuestAddress(0)).unwrap();
+    let span = Span { start: address as u64, len: 2 * 4096 };
+    userfault.register(span).unwrap();
+    (userfault, memory, span)
+}
+
+/// Whoever is told by the kernel that a page is there already wakes those who may wait for it.
+fn put_pages((userfault, _memory, span): &(Userfault, Arc<Memory>, Span)) {
+    let first = Span { len: 4096, ..*span };
+    assert_eq!(userfault.zero(first).unwrap(), Put::Some(4096));
+    assert_eq!(userfault.zero(first).unwrap(), Put::AlreadyThere);
+    assert_eq!(userfault.copy(span.start + 4096, &[1; 4096]).unwrap(), Put::Some(4096));
+    userfault.wake(first).unwrap();
 }
 
 fn vm() -> Vm {

@@ -2,9 +2,9 @@
 //! done it, it answers, rests while they do, has logged little, and ends when it is told to.
 
 mod attacks;
-mod driver;
+pub(crate) mod driver;
 mod registers;
-mod script;
+pub(crate) mod script;
 
 use std::{
     fs::{self, File},
@@ -32,7 +32,7 @@ pub(crate) use attacks::reboot_at_work;
 
 // Where the devices are.
 const RNG: u8 = 1;
-const BALLOON: u8 = 2;
+pub(crate) const BALLOON: u8 = 2;
 const VSOCK: u8 = 3;
 const PVPANIC: u8 = 4;
 const BLOCK: u8 = 5;

@@ -74,6 +74,17 @@ impl Script {
         self.deed(Deed::Wait, Access { width: Width::Double, at, value: both, times: LOOKS, step: 0 });
     }
 
+    /// Until the bits of `mask` in the four bytes there are `value`, however long that takes.
+    pub(crate) fn wait_for_ever(&mut self, at: u64, mask: u32, value: u32) {
+        let both = u64::from(mask) << 32 | u64::from(value);
+        self.deed(Deed::Wait, Access { width: Width::Double, at, value: both, times: u64::MAX, step: 0 });
+    }
+
+    /// Prints a byte of memory.
+    pub(crate) fn print_from(&mut self, address: u64) {
+        self.deed(Deed::WriteString, once(Width::Byte, 0x3f8, address));
+    }
+
     /// Bytes in memory.
     pub(crate) fn bytes(&mut self, at: u64, bytes: &[u8]) {
         for (at, byte) in (at..).zip(bytes) {
