@@ -212,7 +212,7 @@ class Ec2vmm:
             disks.append({"layers": [layer], "read_only": False, "serial": "bench"})
         if tap:
             files[FIRST_FD + 104] = tap.open()
-            nets.append({"tap": FIRST_FD + 104, "mac": list(bytes.fromhex(tap.mac.replace(":", "")))})
+            nets.append({"taps": [FIRST_FD + 104], "mac": list(bytes.fromhex(tap.mac.replace(":", "")))})
         return self.machine(boot, files, disks, nets)
 
     def disk(self, image):
