@@ -13,7 +13,7 @@ use ec2vmm_vmm_api::{
     config::{Identity, RateLimit},
     control::{
         AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
-        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State, WorkingSet,
+        ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
     },
 };
 use expect_test::{Expect, expect};
@@ -27,6 +27,8 @@ use crate::snapshot::Files;
 pub(super) struct Fake {
     done: Vec<PowerAction>,
     pub(super) paused: bool,
+    /// Snapshots can be taken of it.
+    pub(super) can_be_written: bool,
     counters: usize,
     /// What else was asked for, as text.
     pub(super) asked: Vec<String>,
@@ -95,8 +97,11 @@ impl Handler for Fake {
         Ok(())
     }
 
-    fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<SnapshotTaken, Problem> {
-        Err(problem(409, "there is no snapshot of nothing".into()))
+    fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<(), Problem> {
+        match self.can_be_written {
+            true => Ok(()),
+            false => Err(problem(409, "there is no snapshot of nothing".into())),
+        }
     }
 
     fn record_working_set(&mut self) -> Result<WorkingSet, Problem> {
@@ -178,7 +183,7 @@ impl Handler for Fake {
 
 /// A server on a socket in a folder of its own.
 pub(super) struct Served {
-    server: ControlServer,
+    pub(super) server: ControlServer,
     pub(super) machine: Fake,
     folder: tempfile::TempDir,
 }

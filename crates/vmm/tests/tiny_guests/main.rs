@@ -10,6 +10,7 @@
 )]
 
 mod guests;
+mod held;
 mod hostile;
 mod hot_plug;
 mod machine;
@@ -18,6 +19,7 @@ mod pause;
 mod reboots;
 mod snapshot;
 mod stuck;
+mod underway;
 mod userfaultfd;
 
 use std::io::{BufRead, BufReader, Read, Write};
