@@ -30,7 +30,7 @@ mod restore;
 mod stamp;
 mod take;
 mod track;
-mod working_set;
+pub mod working_set;
 mod write;
 
 pub use self::{
