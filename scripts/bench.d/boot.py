@@ -1,5 +1,6 @@
 """Boot to init: one kernel and one initrd under each monitor, in turn."""
 
+import functools
 import statistics
 import sys
 
@@ -24,7 +25,8 @@ def run(monitors, kernels, initrd, rounds, counted):
     for turn in range(rounds + 1):
         for monitor, name, path in pairs:
             key = (monitor.name, name)
-            launch = monitor.kernel(path, initrd, f"{CMDLINE} {monitor.end}".strip())
+            cmdline = f"{CMDLINE} {monitor.end}".strip()
+            launch = functools.partial(monitor.kernel, path, initrd, cmdline)
             if turn == 0:
                 results[key] = {"runs": []}
                 once(launch)
@@ -39,7 +41,8 @@ def run(monitors, kernels, initrd, rounds, counted):
 
 
 def once(launch):
-    process = Process(launch)
+    """A start of what `launch` makes: some of them can be started once."""
+    process = Process(launch())
     init_ns = process.wait_for(LINE)
     return {"init_ns": init_ns, "init_cpu_ns": process.cpu_ns()} | process.end()
 

@@ -15,6 +15,8 @@ mod bad_images;
 mod daemon;
 mod debian;
 mod devices;
+#[path = "../../crates/vmm/tests/tiny_guests/elf.rs"]
+mod elf;
 mod hard_kills;
 mod hot_plug;
 mod instances;

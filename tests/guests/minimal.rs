@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hasher},
     io::Read,
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -256,12 +256,27 @@ fn a_panic_has_a_status() {
 fn a_killed_command_ends_its_machine() {
     let machine = ready(Plan::boot(&place::image("minimal.raw")));
     let process = machine.process().unwrap();
+    let killed = group(process);
+    assert_eq!(fs::read_to_string(killed.join("pids.max")).unwrap(), "512\n");
     kill_process(pid(machine.command_process()), Signal::KILL).unwrap();
     poll("the machine process ends", || (!is_machine(process)).then_some(()));
+    assert!(killed.exists(), "nobody is left to take it away");
 
     let machine = ready(Plan::boot(&place::image("minimal.raw")));
+    assert!(!killed.exists(), "the next one has taken it away");
+    let own = group(machine.process().unwrap());
     kill_process(pid(machine.command_process()), Signal::TERM).unwrap();
     assert_eq!(machine.end(), 128 + 15);
+    assert!(!own.exists());
+}
+
+/// The control group of a machine of `ec2vmm run` by root.
+fn group(process: u32) -> PathBuf {
+    let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap();
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    let group = Path::new("/sys/fs/cgroup").join(path);
+    assert!(group.starts_with("/sys/fs/cgroup/ec2vmm-run"), "{}", group.display());
+    group
 }
 
 fn pid(process: u32) -> Pid {

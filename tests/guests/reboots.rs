@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use ec2vmm_vmm_api::Event;
 
-use crate::machine::{Machine, Plan};
+use crate::{
+    elf::elf,
+    machine::{Machine, Plan},
+};
 
 /// `mov dx, 0xcf9; mov al, 6; out dx, al; hlt`
 const RESET: [u8; 8] = [0x66, 0xba, 0xf9, 0x0c, 0xb0, 6, 0xee, 0xf4];
@@ -53,8 +56,8 @@ fn reboot(machine: &mut Machine, times: usize) -> Held {
 impl Held {
     fn of(process: &Path) -> Self {
         let count = |what: &str| fs::read_dir(process.join(what)).unwrap().count();
-        // But for the guest's memory, of which the host gives huge pages when it has them; and for clean
-        // pages, which are the program's.
+        // But for the guest's memory, of which the host gives huge pages when it has them; and for the program's
+        // pages, which are dirty while it was just built.
         let maps = fs::read_to_string(process.join("smaps")).unwrap();
         let (mut counted, mut kib) = (false, 0);
         for line in maps.lines() {
@@ -63,7 +66,7 @@ impl Held {
             if let Some((start, end)) = first.split_once('-') {
                 let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
                 counted = end - start < GUEST_BYTES;
-            } else if counted && first == "Private_Dirty:" {
+            } else if counted && first == "Anonymous:" {
                 kib += words.next().unwrap().parse::<u64>().unwrap();
             }
         }
@@ -72,20 +75,3 @@ impl Held {
 }
 
 const GUEST_BYTES: u64 = 64 << 20;
-
-/// A 64-bit ELF file that loads `code` at 1 MiB and begins there.
-fn elf(code: &[u8]) -> Vec<u8> {
-    const ADDRESS: u64 = 0x10_0000;
-    const HEADERS: u64 = 64 + 56;
-    let size = code.len() as u64;
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    file.extend([2_u16, 62].map(u16::to_le_bytes).concat()); // executable, x86-64
-    file.extend(1_u32.to_le_bytes());
-    file.extend([ADDRESS, 64, 0].map(u64::to_le_bytes).concat()); // entry, program headers, sections
-    file.extend(0_u32.to_le_bytes());
-    file.extend([64_u16, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
-    file.extend([1_u32, 5].map(u32::to_le_bytes).concat()); // PT_LOAD, read and execute
-    file.extend([HEADERS, ADDRESS, ADDRESS, size, size, 0x1000].map(u64::to_le_bytes).concat());
-    file.extend(code);
-    file
-}

@@ -1,7 +1,13 @@
 //! A folder that one process has, such as a control group: it is locked (flock(2)). The lock goes with the
 //! process, however it ends.
 
-use std::{fs::File, io, path::Path, time::Duration};
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustix::fs::FlockOperation;
 
@@ -10,9 +16,30 @@ use rustix::fs::FlockOperation;
 pub(crate) struct Held(File);
 
 impl Held {
-    /// None where another process has the folder.
+    /// None where another process has the folder, or has just taken it away.
     pub(crate) fn at_once(path: &Path) -> io::Result<Option<Self>> {
-        let folder = File::open(path)?;
+        let held = Self::lock(File::open(path)?)?;
+        Ok(held.filter(|held| held.is_called(path)))
+    }
+
+    /// The same, after a moment: a machine process that is just being started has a copy of the lock until it
+    /// executes, and so may outlive a daemon that was killed.
+    pub(crate) fn patiently(path: &Path) -> io::Result<Option<Self>> {
+        Self::within(path, PATIENCE)
+    }
+
+    fn within(path: &Path, patience: Duration) -> io::Result<Option<Self>> {
+        let begun = Instant::now();
+        loop {
+            let held = Self::at_once(path)?;
+            if held.is_some() || begun.elapsed() >= patience {
+                return Ok(held);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn lock(folder: File) -> io::Result<Option<Self>> {
         match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self(folder))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -20,26 +47,12 @@ impl Held {
         }
     }
 
-    /// The same, after a moment: a machine process that is just being started has a copy of the lock until it
-    /// executes, and so may outlive a daemon that was killed.
-    pub(crate) fn patiently(path: &Path) -> io::Result<Option<Self>> {
-        for _ in 1..ATTEMPTS {
-            if let Some(held) = Self::at_once(path)? {
-                return Ok(Some(held));
-            }
-            std::thread::sleep(PAUSE);
-        }
-        Self::at_once(path)
-    }
-
-    /// Whether it is the folder that has this name now: it may have been removed before it was locked.
-    pub(crate) fn is_called(&self, path: &Path) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt;
-        match std::fs::metadata(path) {
-            Ok(named) => Ok(named.ino() == self.0.metadata()?.ino()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+    /// Whether it is the folder that has this name now: it may have been removed before it was locked, and another
+    /// one made, which is somebody else's.
+    fn is_called(&self, path: &Path) -> bool {
+        let numbers = |folder: Metadata| (folder.dev(), folder.ino());
+        std::fs::metadata(path)
+            .is_ok_and(|named| self.0.metadata().is_ok_and(|ours| numbers(named) == numbers(ours)))
     }
 }
 
@@ -50,13 +63,15 @@ impl Drop for Held {
     }
 }
 
-/// How often the lock is tried.
-const ATTEMPTS: u32 = 10;
-/// How long between.
+/// How long a lock is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, time::Duration};
+
     use super::Held;
 
     #[test]
@@ -82,7 +97,7 @@ mod tests {
             drop(held);
         });
         std::io::Write::write_all(&mut &tells, b"x").unwrap();
-        assert!(Held::patiently(folder.path()).unwrap().is_some());
+        assert!(Held::within(folder.path(), Duration::from_secs(60)).unwrap().is_some());
         other.join().unwrap();
     }
 
@@ -91,13 +106,15 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("folder");
         std::fs::create_dir(&folder).unwrap();
-        let held = Held::at_once(&folder).unwrap().unwrap();
-        assert!(held.is_called(&folder).unwrap());
+        // It was opened, and is removed before it is locked.
+        let open = File::open(&folder).unwrap();
         // Another one is made first, so that it cannot have the same number.
         std::fs::create_dir(parent.path().join("other")).unwrap();
         std::fs::remove_dir(&folder).unwrap();
-        assert!(!held.is_called(&folder).unwrap());
+        let held = Held::lock(open).unwrap().unwrap();
+        assert!(!held.is_called(&folder));
         std::fs::rename(parent.path().join("other"), &folder).unwrap();
-        assert!(!held.is_called(&folder).unwrap());
+        assert!(!held.is_called(&folder));
+        assert!(Held::at_once(&folder).unwrap().unwrap().is_called(&folder));
     }
 }

@@ -20,6 +20,8 @@ pub mod sockets;
 mod spawn;
 mod system_calls;
 pub mod tap;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod userfaultfd;
 pub mod violation;
 

@@ -262,7 +262,8 @@ impl Machine {
             message: "the machine process was killed: it took more memory than its control group lets it"
                 .into(),
             hint: Some(
-                "disks in memory count: put them elsewhere (TMPDIR), or run without limits (`--cgroup none`)"
+                "files in memory (tmpfs) that it writes count, such as snapshots and disks: put them elsewhere \
+                 (TMPDIR), or run without limits (`--cgroup none`)"
                     .into(),
             ),
         })

@@ -30,6 +30,7 @@ use std::{
     process::exit,
 };
 
+use ec2vmm_host::testing::die_by_a_filter;
 use ec2vmm_vmm_api::MachineConfig;
 
 /// Names the test below.
@@ -81,29 +82,11 @@ fn plays_its_part() {
             // Of a signal that it sent itself, the first process of a namespace would not die.
             // SAFETY: the instruction does nothing but end the process.
             "crash" => unsafe { std::arch::asm!("ud2") },
-            "forbidden" => forbidden(),
+            "forbidden" => die_by_a_filter(),
             other => panic!("no such step: {other}"),
         }
     }
     exit(0)
-}
-
-/// Under a filter of its own: load the call's number; is it getppid? kill the process; else allow.
-fn forbidden() -> ! {
-    let word = |code, jf, k: i64| libc::sock_filter { code, jt: 0, jf, k: u32::try_from(k).unwrap() };
-    let words = [
-        word(0x20, 0, 0),
-        word(0x15, 1, libc::SYS_getppid),
-        word(0x06, 0, 0x8000_0000),
-        word(0x06, 0, 0x7fff_0000),
-    ];
-    let program = libc::sock_fprog { len: 4, filter: words.as_ptr().cast_mut() };
-    rustix::thread::set_no_new_privs(true).unwrap();
-    // SAFETY: the program is four instructions long, and outlives the call.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program) }, 0);
-    // SAFETY: asks for a number.
-    unsafe { libc::getppid() };
-    panic!("it was not killed")
 }
 
 fn flood(console: &UnixStream, lines: u64) {

@@ -60,12 +60,13 @@ impl Again {
         limiter: Option<&mut RateLimiter>,
         mut serve: impl FnMut(Chain) -> Result<u32, GuestFault>,
     ) -> Result<(), GuestFault> {
-        let most = queue.size().into();
-        self.serve_some(queue, limiter, most, |chain| serve(chain).map(|written| Served { written, work: 1 }))
+        self.serve_some(queue, limiter, u32::MAX, |chain| {
+            serve(chain).map(|written| Served { written, work: 0 })
+        })
     }
 
-    /// As [`Self::serve`], for chains of which one can be much more work than another: until `serve` has done
-    /// at least `most` of it.
+    /// As [`Self::serve`], for chains of which one can be much more work than another: also only until `serve`
+    /// has done at least `most` of it.
     ///
     /// # Errors
     /// As [`Self::serve`].
@@ -89,8 +90,8 @@ impl Again {
             return Ok(());
         }
         queue.disable_kicks()?;
-        let mut left = most;
-        while left > 0 {
+        let (mut chains, mut left) = (queue.size(), most);
+        while chains > 0 && left > 0 {
             let Some(chain) = queue.pop()? else {
                 if queue.enable_kicks()? {
                     continue;
@@ -101,9 +102,10 @@ impl Again {
                 queue.undo_pop();
                 return queue.notify();
             }
+            chains -= 1;
             let head = chain.head_index();
             let Served { written, work } = serve(chain)?;
-            left = left.saturating_sub(work.max(1));
+            left = left.saturating_sub(work);
             if let Some(limiter) = &mut limiter {
                 limiter.charge(written.into());
             }
@@ -119,7 +121,7 @@ impl Again {
 pub struct Served {
     /// Bytes that were written to it.
     pub written: u32,
-    /// How much work it was, in the device's own measure; at least 1 is counted.
+    /// How much work it was, in the device's own measure.
     pub work: u32,
 }
 
@@ -134,5 +136,30 @@ impl Again {
 impl AsRawFd for Again {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Again, Served};
+    use crate::virtio::testing::{Buffer, Guest};
+
+    #[test]
+    fn a_driver_that_adds_all_the_time_is_served_a_share() {
+        for (work, served) in [(0, 8), (1, 8), (4, 3), (100, 1)] {
+            let mut guest = Guest::new(&[8]);
+            let mut queue = guest.queues().remove(0);
+            let head = guest.ring(0).add(&[Buffer::writable(0x1000, 1)]);
+            (1..8).for_each(|_| guest.ring(0).make_available(head));
+            let (again, mut count) = (Again::new().unwrap(), 0);
+            let serve = |_| {
+                count += 1;
+                guest.ring(0).make_available(head);
+                Ok(Served { written: 0, work })
+            };
+            again.serve_work(&mut queue, 10, serve).unwrap();
+            assert_eq!(count, served, "chains of {work} each");
+            assert!(again.is_called());
+        }
     }
 }

@@ -7,7 +7,9 @@
 mod own;
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -56,7 +58,10 @@ impl Cgroups {
     /// Makes the group of all machines. With `limited`, processor time, memory and processes of each are
     /// limited; else they are counted, as far as the host does that without limits.
     pub(crate) fn start(root: &Path, limited: bool) -> Result<Self, Error> {
-        let parent = root.parent().unwrap_or(root);
+        let parent = match root.parent() {
+            Some(parent) if parent == Path::new("") => Path::new("."),
+            parent => parent.unwrap_or(root),
+        };
         let controllers = match fs::read_to_string(parent.join("cgroup.controllers")) {
             Ok(controllers) => controllers,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -69,12 +74,7 @@ impl Cgroups {
             let what = format!("the cgroup v2 at {} has no controller `{missing}`", parent.display());
             return Err(unusable(what));
         }
-        match fs::create_dir(root) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(system(format!("making the control group {}", root.display()))(error));
-            }
-            _ => {}
-        }
+        make(root)?;
         if limited {
             let wanted = CONTROLLERS.iter().chain(OPTIONAL.iter().filter(|name| has(name)));
             for name in wanted {
@@ -111,12 +111,7 @@ impl Cgroups {
 impl Cgroup {
     /// Makes the group, if it is not there, and sets its limits.
     pub(crate) fn create(&self, limits: &Limits) -> Result<(), Error> {
-        match fs::create_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(system(format!("making the control group {}", self.path.display()))(error));
-            }
-            _ => {}
-        }
+        make(&self.path)?;
         changed(format_args!("made {}", self.path.display()));
         if self.limited {
             if let Some(mib) = limits.memory_mib {
@@ -237,6 +232,16 @@ impl Cgroup {
 
     fn write(&self, name: &str, value: &str) -> Result<(), Error> {
         write(&self.path.join(name), value)
+    }
+}
+
+/// Makes a group. False where there is one of this name. Whoever can read it can lock it, and so keep it from
+/// its owner: nobody else shall.
+fn make(path: &Path) -> Result<bool, Error> {
+    match DirBuilder::new().mode(0o711).create(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(system(format!("making the control group {}", path.display()))(error)),
     }
 }
 

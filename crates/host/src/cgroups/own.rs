@@ -17,7 +17,7 @@ use ec2vmm_model::credits::Throttle;
 use ec2vmm_vmm_api::FailureKind;
 use rustix::fs::Access;
 
-use super::{Cgroup, Cgroups, Limits, field};
+use super::{Cgroup, Cgroups, Limits, field, make};
 use crate::{Explained, held::Held, host, linux::error::system};
 
 /// A group for one machine. It goes when this is dropped, after the machine's process.
@@ -143,16 +143,12 @@ fn tells_of_too_much(events: &str) -> bool {
 
 /// Makes a group and holds it. None where there is one of this name, or it was swept before it was held.
 fn create(path: &Path) -> Result<Option<Held>, host::Error> {
-    let failed = || system(format!("making the control group {}", path.display()));
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-        result => result.map_err(failed())?,
+    if !make(path)? {
+        return Ok(None);
     }
     match Held::at_once(path) {
-        Ok(Some(held)) => Ok(held.is_called(path).map_err(failed())?.then_some(held)),
-        Ok(None) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed()(error)),
+        result => result.map_err(system(format!("locking the control group {}", path.display()))),
     }
 }
 
@@ -301,12 +297,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_else_can_lock_it() {
+        use std::os::unix::fs::MetadataExt;
+        let Some(lab) = Lab::new() else { return };
+        let parent = lab.0.join("parent");
+        let group = make(&parent);
+        for path in [&parent, &group.cgroup.path] {
+            assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o711, "{}", path.display());
+        }
+        drop(group);
+    }
+
+    #[test]
     fn a_folder_that_is_no_group_is_refused_and_left_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let error = OwnGroup::make(&folder.path().join("mine"), 1, Some(64)).unwrap_err();
         assert!(matches!(error, Error::Unusable { .. }), "{error}");
         assert!(error.hint().unwrap().contains("--cgroup none"));
         assert_eq!(groups(folder.path()), [""; 0]);
+        // In the folder of this process.
+        let error = OwnGroup::make(Path::new("mine"), 1, Some(64)).unwrap_err();
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), ". is no cgroup v2");
     }
 
     #[test]

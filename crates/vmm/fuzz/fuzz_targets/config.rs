@@ -4,7 +4,7 @@
 #![no_main]
 
 use ec2vmm_vmm::{
-    builder, smbios,
+    builder, slots, smbios,
     x86_64::{acpi, layout},
 };
 use ec2vmm_vmm_api::MachineConfig;
@@ -24,7 +24,7 @@ fuzz_target!(|input: &[u8]| {
         let window = layout::pci_window_64(*memory_mib, bits);
         assert!(window.is_none_or(|window| window.end <= 1 << bits));
     }
-    let platform = acpi::Platform { cpus: *cpus, pci_window_64: None };
+    let platform = acpi::Platform { cpus: *cpus, pci_window_64: None, pci_slots: slots::PLUGGABLE };
     assert!(acpi::tables(&platform).is_ok_and(|tables| tables.len() as u64 <= 0x1_0000));
     // Names may be too long for it.
     if let Ok(tables) = smbios::tables(identity, *cpus, *memory_mib) {

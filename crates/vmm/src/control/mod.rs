@@ -11,6 +11,8 @@
 
 mod connection;
 mod descriptors;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 mod http;
 mod routes;
 

@@ -15,6 +15,8 @@
 
 mod born;
 mod coverage;
+#[path = "../tiny_guests/elf.rs"]
+mod elf;
 mod forbidden;
 #[allow(dead_code, reason = "shared with the tests of tiny guests")]
 #[path = "../tiny_guests/guests.rs"]

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod elf;
 mod guests;
 mod held;
 mod hostile;

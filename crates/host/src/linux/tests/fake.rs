@@ -33,7 +33,7 @@ use ec2vmm_vmm_api::{
     control::{Booted, Machine, Metrics, PowerAction, PowerRequest, State},
 };
 
-use crate::sandbox::DAEMON_IDS;
+use crate::{sandbox::DAEMON_IDS, testing::die_by_a_filter};
 
 /// Holds the part.
 pub(super) const PART: &str = "EC2VMM_FAKE_PART";
@@ -131,26 +131,12 @@ fn wait_to_go() {
     }
 }
 
-/// As the user that it is to be, and under a filter of its own: load the call's number; is it getppid? kill the
-/// process; else allow.
+/// As the user that it is to be.
 fn do_what_is_forbidden(config: &MachineConfig) -> ! {
     let Sandbox::Full { uid, .. } = config.sandbox else { panic!("{:?}", config.sandbox) };
     // SAFETY: numbers only. The C library would ask every other thread to do the same.
     assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, 0);
-    let word = |code, jf, k: i64| libc::sock_filter { code, jt: 0, jf, k: u32::try_from(k).unwrap() };
-    let words = [
-        word(0x20, 0, 0),
-        word(0x15, 1, libc::SYS_getppid),
-        word(0x06, 0, 0x8000_0000),
-        word(0x06, 0, 0x7fff_0000),
-    ];
-    let program = libc::sock_fprog { len: 4, filter: words.as_ptr().cast_mut() };
-    rustix::thread::set_no_new_privs(true).unwrap();
-    // SAFETY: the program is four instructions long, and outlives the call.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program) }, 0);
-    // SAFETY: asks for a number.
-    unsafe { libc::getppid() };
-    panic!("it was not killed")
+    die_by_a_filter()
 }
 
 impl Fake {
