@@ -132,11 +132,16 @@ fn power() {}
 fn pause() {}
 
 /// Lets the machine go on.
-#[utoipa::path(put, path = "/machine/resume", tag = "machine", responses((status = 204, description = "It runs")))]
+#[utoipa::path(put, path = "/machine/resume", tag = "machine", 
+    responses(
+        (status = 204, description = "It runs"),
+        (status = 409, description = "A snapshot of it is being written")
+    ))]
 fn resume() {}
 
 /// Writes the machine into two files, which come with the request, by SCM_RIGHTS (unix(7)): the state's and the
-/// memory's. A machine that ran goes on when it is done; until then it answers nobody.
+/// memory's. A machine that ran goes on when it is done, which is answered then. Until then its state is `snapshotting`:
+/// others are answered, what would change the machine is refused with 409, and `power_off` gives the snapshot up.
 #[utoipa::path(
     post, path = "/machine/snapshot", tag = "machine", request_body = SnapshotRequest,
     responses(
