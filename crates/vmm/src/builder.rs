@@ -169,6 +169,7 @@ fn build(
         console,
         rtc: Arc::new(Mutex::new(Rtc::new(HostClock))),
         control,
+        underway: None,
         untold: None,
         lifeline,
         event_loop,

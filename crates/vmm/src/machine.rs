@@ -50,7 +50,7 @@ use crate::{
     report::Report,
     slots::{self, SlotId, Slots},
     smbios,
-    snapshot::{Pager, Snapshot, Tracking},
+    snapshot::{Pager, Snapshot, Tracking, Underway},
     vcpu::{ExitCounters, Vcpu, VcpuEnd},
     vm::{InterruptRoutes, KvmError, Vm},
     watch::{self, Judgement, Watch},
@@ -74,6 +74,8 @@ pub struct Machine {
     pub(crate) memory_lost: bool,
     /// What has changed since a snapshot, if that is of interest.
     pub(crate) tracking: Option<Tracking>,
+    /// A snapshot that is being written. The machine is paused.
+    pub(crate) underway: Option<Underway>,
     /// The VM generation id.
     pub(crate) generation: [u8; 16],
     pub(crate) slots: Slots,
@@ -177,6 +179,7 @@ impl Machine {
         loop {
             let mut run = self.power_on()?;
             let end = self.serve(&mut run);
+            self.give_up_snapshot();
             if self.memory_lost {
                 std::mem::forget(run);
             } else {
@@ -372,7 +375,10 @@ impl Machine {
         match source {
             Source::Queue { slot, queue } => self.wake(slot, Wake::Queue(queue)),
             Source::Device { slot, source } => self.wake(slot, Wake::Source(source)),
-            Source::Mailbox => self.mailbox.hear().into_iter().for_each(|notice| self.heed(notice)),
+            Source::Mailbox => self.mailbox.hear().into_iter().for_each(|notice| match notice {
+                Notice::SnapshotWritten => self.finish_snapshot(run),
+                notice => self.heed(notice),
+            }),
             Source::Console | Source::ConsoleOutput | Source::ConsoleInput | Source::ConsoleClients => {
                 self.console.ready(source);
             }
@@ -449,6 +455,8 @@ impl Machine {
                 }
             }
             Notice::Ejected { pci_device } => self.ejected(pci_device),
+            // Of one that was given up, if it comes here: while one is underway only the event loop hears.
+            Notice::SnapshotWritten => {}
             Notice::MemoryLost { failure } => {
                 // Else the end is being told already.
                 if self.pager.as_ref().is_some_and(Pager::claim_the_end) {

@@ -1,4 +1,4 @@
-//! What vCPU threads and the pager tell the event loop.
+//! What vCPU threads and those of snapshots tell the event loop.
 
 use std::{
     io,
@@ -41,6 +41,8 @@ pub enum Notice {
         /// Why.
         failure: Failure,
     },
+    /// The files of the snapshot that is underway are written, or cannot be.
+    SnapshotWritten,
     /// A vCPU thread has ended.
     VcpuEnded {
         /// Why.

@@ -106,8 +106,8 @@ impl Control {
         Ok(())
     }
 
-    /// Writes it into these two files, which are sent, and closed here. It stands still meanwhile, and answers
-    /// nobody: this waits for as long as it takes.
+    /// Writes it into these two files, which are sent, and closed here. It stands still meanwhile, and this waits
+    /// for as long as it takes; others are answered.
     pub async fn snapshot(
         &self,
         request: &SnapshotRequest,

@@ -25,6 +25,10 @@
 //! from outside waits. Its clock goes on: it finds that time has passed. To pause one that is paused changes
 //! nothing, nor to resume one that runs. A reset ends the pause.
 //!
+//! So does one whose snapshot is being written, which says that it is `snapshotting`. It answers what it is asked
+//! meanwhile; what would change it is refused with 409. Only `power_off` is heard, and ends it at once: the snapshot
+//! is given up, and its files are none. A client that goes away does not stop its snapshot.
+//!
 //! Devices come and go only while the machine runs. One that was attached stays through a reboot; one that the
 //! guest was asked for goes with the reboot at the latest.
 //!
@@ -82,6 +86,8 @@ pub enum State {
     Running,
     /// vCPUs and devices stand still until it is resumed.
     Paused,
+    /// They stand still until a snapshot is written, and then run again, or are paused if they were.
+    Snapshotting,
     /// Between a reset and the next run.
     Rebooting,
     /// The end has come; the process is about to exit.

@@ -132,16 +132,21 @@ fn power() {}
 fn pause() {}
 
 /// Lets the machine go on.
-#[utoipa::path(put, path = "/machine/resume", tag = "machine", responses((status = 204, description = "It runs")))]
+#[utoipa::path(put, path = "/machine/resume", tag = "machine", 
+    responses(
+        (status = 204, description = "It runs"),
+        (status = 409, description = "A snapshot of it is being written")
+    ))]
 fn resume() {}
 
 /// Writes the machine into two files, which come with the request, by SCM_RIGHTS (unix(7)): the state's and the
-/// memory's. A machine that ran goes on when it is done; until then it answers nobody.
+/// memory's. A machine that ran goes on when it is done, which is answered then. Until then its state is `snapshotting`:
+/// others are answered, what would change the machine is refused with 409, and `power_off` gives the snapshot up.
 #[utoipa::path(
     post, path = "/machine/snapshot", tag = "machine", request_body = SnapshotRequest,
     responses(
         (status = 200, body = SnapshotTaken, description = "Both files are written, though perhaps not to the disk yet"),
-        (status = 409, description = "There is no snapshot that this could be a difference to; or the guest has just ended")
+        (status = 409, description = "There is no snapshot that this could be a difference to, or another one is being written; or the guest has just ended, or the machine before the files were written, which then are no snapshot")
     )
 )]
 fn snapshot() {}

@@ -59,6 +59,8 @@ pub(super) enum Fate {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Phase {
     Serving,
+    /// The answer comes later, and this becomes of the connection then.
+    Waiting(Keep),
     /// The answer has no end.
     Streaming,
     /// The last answer is on its way.
@@ -102,6 +104,21 @@ impl Connection {
         self.phase == Phase::Streaming
     }
 
+    /// Whether it waits for an answer that comes later.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.phase, Phase::Waiting(_))
+    }
+
+    /// What it waits for. What else the client has said meanwhile is looked at in its turn.
+    pub(super) fn answer_at_last(&mut self, response: &Response) -> Fate {
+        let Phase::Waiting(keep) = self.phase else { return Fate::Keep };
+        response.encode(keep, false, &mut self.output);
+        self.phase = if keep == Keep::Close { Phase::Ending } else { Phase::Serving };
+        self.unfinished = true;
+        self.since = Instant::now();
+        self.flush_or_close()
+    }
+
     /// The stream that it follows goes on.
     pub(super) fn go_on(&mut self, bytes: &[u8]) -> Fate {
         if self.output.len() + bytes.len() > STREAM_BYTES_MAX {
@@ -109,6 +126,10 @@ impl Connection {
             return Fate::Close;
         }
         self.output.extend_from_slice(bytes);
+        self.flush_or_close()
+    }
+
+    fn flush_or_close(&mut self) -> Fate {
         match self.flush() {
             Ok(_) => Fate::Keep,
             Err(error) => {
@@ -127,8 +148,8 @@ impl Connection {
     pub(super) fn interest(&self) -> EventSet {
         match (self.output.is_empty(), self.unfinished) {
             (false, _) => EventSet::OUT,
-            // The end of its input was heard; that it has hung up is always heard.
-            (true, _) if self.is_streaming() && self.ended => EventSet::empty(),
+            // The end of its input was heard, or is not waited for; that it has hung up is always heard.
+            (true, _) if self.is_streaming() && self.ended || self.is_waiting() => EventSet::empty(),
             // It is writable, so that its turn comes again at once, after all others.
             (true, true) => EventSet::OUT | EventSet::IN,
             (true, false) => EventSet::IN,
@@ -152,6 +173,9 @@ impl Connection {
         if self.is_streaming() {
             return self.follow();
         }
+        if self.is_waiting() {
+            return self.hears();
+        }
         if self.phase == Phase::Serving {
             self.receive()?;
         }
@@ -165,6 +189,7 @@ impl Connection {
                 Phase::Serving if answered => {}
                 Phase::Serving if self.ended => return Ok(Fate::Close),
                 Phase::Serving => return Ok(Fate::Keep),
+                Phase::Waiting(_) => return Ok(Fate::Keep),
                 Phase::Streaming => return self.follow(),
                 Phase::Ending => self.start_draining()?,
                 Phase::Draining(left) => return self.drain(left),
@@ -192,12 +217,16 @@ impl Connection {
                 let descriptors = self.descriptors.take(bytes);
                 let response = routes::respond(&request, descriptors, may_stream, handler);
                 let head_only = request.method == "HEAD";
-                response.encode(request.keep, head_only, &mut self.output);
-                match response.is_stream() {
-                    true if head_only => self.phase = Phase::Ending,
-                    true => self.phase = Phase::Streaming,
-                    false if request.keep == Keep::Close => self.phase = Phase::Ending,
-                    false => {}
+                if response.is_later() {
+                    self.phase = Phase::Waiting(request.keep);
+                } else {
+                    response.encode(request.keep, head_only, &mut self.output);
+                    match response.is_stream() {
+                        true if head_only => self.phase = Phase::Ending,
+                        true => self.phase = Phase::Streaming,
+                        false if request.keep == Keep::Close => self.phase = Phase::Ending,
+                        false => {}
+                    }
                 }
                 self.input.drain(..bytes);
                 self.next_request();
@@ -271,7 +300,11 @@ impl Connection {
         {
             self.ended = true;
         }
-        // One that says nothing more may still listen.
+        self.hears()
+    }
+
+    /// Whether the client is still there: one that says nothing more may still listen.
+    fn hears(&self) -> io::Result<Fate> {
         let mut hears = [PollFd::new(&self.stream, PollFlags::empty())];
         rustix::event::poll(&mut hears, Some(&Timespec::default()))?;
         let [hears] = hears;
@@ -302,7 +335,7 @@ impl Connection {
     }
 
     fn note_idleness(&mut self) {
-        let idle = self.answered && self.input.is_empty() && self.output.is_empty();
+        let idle = self.answered && self.input.is_empty() && self.output.is_empty() && !self.is_waiting();
         if idle != self.idle {
             self.idle = idle;
             self.since = Instant::now();

@@ -19,7 +19,7 @@ use super::{
     tests::{Served, hear},
 };
 
-fn request(method: &str, path: &str, body: &str) -> String {
+pub(super) fn request(method: &str, path: &str, body: &str) -> String {
     let length = body.len();
     format!("{method} {path} HTTP/1.1\r\nHost: m\r\nContent-Length: {length}\r\n\r\n{body}")
 }
@@ -30,7 +30,7 @@ fn attach(id: &str, layers: usize) -> String {
 }
 
 /// Sends bytes, and descriptors with them.
-fn send(client: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+pub(super) fn send(client: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
@@ -40,7 +40,7 @@ fn send(client: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     assert_eq!(sent.unwrap(), bytes.len());
 }
 
-fn answer(served: &mut Served, client: &mut UnixStream) -> String {
+pub(super) fn answer(served: &mut Served, client: &mut UnixStream) -> String {
     served.settle();
     let mut heard = Vec::new();
     hear(client, &mut heard);

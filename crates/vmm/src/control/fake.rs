@@ -6,7 +6,7 @@ use ec2vmm_vmm_api::{
     config::{Identity, RateLimit},
     control::{
         AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
-        ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State, WorkingSet,
+        ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
     },
 };
 
@@ -20,6 +20,8 @@ pub struct Fake {
     pub done: Vec<PowerAction>,
     /// It stands still.
     pub paused: bool,
+    /// Snapshots can be taken of it.
+    pub can_be_written: bool,
     /// How often it was told to stand still or to go on.
     pub told: usize,
     /// How many counters it has.
@@ -93,8 +95,11 @@ impl Handler for Fake {
         Ok(())
     }
 
-    fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<SnapshotTaken, Problem> {
-        Err(problem(409, "there is no snapshot of nothing".into()))
+    fn snapshot(&mut self, _: SnapshotRequest, _: Files) -> Result<(), Problem> {
+        match self.can_be_written {
+            true => Ok(()),
+            false => Err(problem(409, "there is no snapshot of nothing".into())),
+        }
     }
 
     fn record_working_set(&mut self) -> Result<WorkingSet, Problem> {

@@ -162,6 +162,8 @@ pub(super) struct Response {
     allow: Option<String>,
     /// The content goes on until the connection is closed.
     stream: bool,
+    /// It is not known yet.
+    later: bool,
 }
 
 impl Response {
@@ -192,6 +194,11 @@ impl Response {
         Self { content: Some(("application/json", b"{}\n".to_vec())), ..Self::new(202) }
     }
 
+    /// What is done is not done yet: the answer will be another.
+    pub(super) fn later() -> Self {
+        Self { later: true, ..Self::new(200) }
+    }
+
     /// The problem's own status, and the problem (RFC 9457) as JSON document.
     pub(super) fn problem(problem: &Problem) -> Self {
         let body = serde_json::to_string(problem).unwrap_or_default() + "\n"; // strings and a number
@@ -200,12 +207,17 @@ impl Response {
     }
 
     fn new(status: u16) -> Self {
-        Self { status, content: None, allow: None, stream: false }
+        Self { status, content: None, allow: None, stream: false, later: false }
     }
 
     /// Whether the content goes on until the connection is closed.
     pub(super) fn is_stream(&self) -> bool {
         self.stream
+    }
+
+    /// Whether it is not known yet.
+    pub(super) fn is_later(&self) -> bool {
+        self.later
     }
 
     /// With the methods that there are instead.

@@ -7,7 +7,7 @@
 //! memory. When all are taken, the one that has been idle longest makes room for the next; if none
 //! is idle, the next waits until one is, or until one has been busy for `STALL`. So no client, nor
 //! eight that say nothing, can keep others out. Those who follow events keep their places, of which there are
-//! [`STREAMS_MAX`]. The same goes for descriptors that come with a request: it claims them, or they are closed.
+//! [`STREAMS_MAX`], and so does the one who waits for a snapshot, who is heard again when it is done. The same goes for descriptors that come with a request: it claims them, or they are closed.
 
 mod connection;
 mod descriptors;
@@ -25,12 +25,16 @@ use std::{
     time::Duration,
 };
 
+use ec2vmm_vmm_api::control::{Problem, SnapshotTaken};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     timerfd::TimerFd,
 };
 
-use self::connection::{Connection, Fate};
+use self::{
+    connection::{Connection, Fate},
+    http::Response,
+};
 pub use self::{
     http::problem,
     routes::{Detached, Handler},
@@ -96,6 +100,19 @@ impl ControlServer {
         }
     }
 
+    /// The snapshot that was begun last is done, or there will be none: tells who has asked, if he is still there.
+    pub fn tell_snapshot(&mut self, taken: Result<SnapshotTaken, Problem>) {
+        let response = taken.and_then(|taken| Response::json(&taken));
+        let response = response.unwrap_or_else(|problem| Response::problem(&problem));
+        for index in 0..CONNECTIONS_MAX {
+            let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
+            if connection.is_waiting() {
+                let fate = connection.answer_at_last(&response);
+                self.settle(index, fate);
+            }
+        }
+    }
+
     fn accept(&mut self, handler: &mut dyn Handler) {
         for _ in 0..ACCEPTS_PER_TURN {
             let Some(index) = self.room() else { return self.wait_for_room() };
@@ -124,7 +141,7 @@ impl ControlServer {
         let taken = || {
             let all = self.connections.iter().enumerate();
             let taken = all.filter_map(|(index, connection)| Some((index, connection.as_ref()?)));
-            taken.filter(|(_, connection)| !connection.is_streaming())
+            taken.filter(|(_, connection)| !connection.is_streaming() && !connection.is_waiting())
         };
         let idle = taken().filter(|(_, connection)| connection.is_idle());
         let stalled = taken().filter(|(_, connection)| connection.age() >= self.stall);
@@ -227,5 +244,7 @@ const TIMER: u64 = u64::MAX - 1;
 
 #[cfg(test)]
 mod device_tests;
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Disks, Machine, Metrics, Net, NetLimits, Nets, PowerAction,
-        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, WorkingSet,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, WorkingSet,
     },
 };
 use serde::de::DeserializeOwned;
@@ -40,11 +40,12 @@ pub trait Handler {
     /// What to answer instead of 204.
     fn resume(&mut self) -> Result<(), Problem>;
 
-    /// Writes all of it into files. It stands still meanwhile.
+    /// Begins to write all of it into files. It stands still until that is done, which is told by
+    /// [`tell_snapshot`](super::ControlServer::tell_snapshot). One at a time.
     ///
     /// # Errors
-    /// What to answer instead of 200.
-    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem>;
+    /// What to answer at once.
+    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<(), Problem>;
 
     /// Writes down which pages of its snapshot were touched.
     ///
@@ -335,7 +336,8 @@ fn snapshot(handler: &mut dyn Handler, asked: Asked<'_>) -> Result<Response, Pro
         let detail = "a snapshot takes two descriptors: the state's and the memory's, in this order";
         return Err(problem(400, detail.into()));
     };
-    Response::json(&handler.snapshot(request, Files { state: state.into(), memory: memory.into() })?)
+    handler.snapshot(request, Files { state: state.into(), memory: memory.into() })?;
+    Ok(Response::later())
 }
 
 fn power(handler: &mut dyn Handler, asked: &Asked<'_>) -> Result<Response, Problem> {

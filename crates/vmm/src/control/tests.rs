@@ -14,7 +14,7 @@ use super::{connection::Connection, fake::Fake, http::REQUEST_BYTES_MAX, *};
 
 /// A server on a socket in a folder of its own.
 pub(super) struct Served {
-    server: ControlServer,
+    pub(super) server: ControlServer,
     pub(super) machine: Fake,
     folder: tempfile::TempDir,
 }

@@ -8,7 +8,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, NetLimits, PowerAction,
-        Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken, State, WorkingSet,
+        Problem, ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
     },
 };
 
@@ -37,7 +37,11 @@ impl Handler for Answers<'_> {
             pid: sandbox::pid_outside(),
             cpus: machine.config.cpus,
             memory_mib: machine.config.memory_mib,
-            state: if machine.end.is_some() { State::Ending } else { machine.state },
+            state: match machine.underway {
+                _ if machine.end.is_some() => State::Ending,
+                Some(_) => State::Snapshotting,
+                None => machine.state,
+            },
             reboots: machine.reboots,
             uptime_ms: machine.report.us() / 1000,
             booted: machine.booted.clone(),
@@ -53,11 +57,13 @@ impl Handler for Answers<'_> {
     }
 
     fn pause(&mut self) -> Result<(), Problem> {
-        self.machine.pause(self.run).map_err(|Ending| too_late())
+        let (machine, run) = self.changeable()?;
+        machine.pause(run).map_err(|Ending| too_late())
     }
 
-    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<SnapshotTaken, Problem> {
-        self.machine.snapshot(self.run, request, files)
+    fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<(), Problem> {
+        let (machine, run) = self.changeable()?;
+        machine.begin_snapshot(run, request, files)
     }
 
     fn record_working_set(&mut self) -> Result<WorkingSet, Problem> {
@@ -72,11 +78,15 @@ impl Handler for Answers<'_> {
     }
 
     fn resume(&mut self) -> Result<(), Problem> {
-        self.machine.resume(self.run);
+        let (machine, run) = self.changeable()?;
+        machine.resume(run);
         Ok(())
     }
 
     fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
+        if action != PowerAction::PowerOff {
+            self.machine.check_not_underway()?;
+        }
         match action {
             PowerAction::PowerButton => self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(|error| {
                 Problem { status: 500, detail: format!("pressing the power button: {error}"), hint: None }
@@ -101,19 +111,23 @@ impl Handler for Answers<'_> {
     }
 
     fn attach_disk(&mut self, disk: AttachDisk, files: Vec<OwnedFd>) -> Result<Disk, Problem> {
-        self.machine.attach_disk(self.run, disk, files)
+        let (machine, run) = self.changeable()?;
+        machine.attach_disk(run, disk, files)
     }
 
     fn resize_disk(&mut self, id: &str, size: ResizeDisk) -> Result<Disk, Problem> {
-        self.machine.resize(id, size.bytes)
+        let (machine, _) = self.changeable()?;
+        machine.resize(id, size.bytes)
     }
 
     fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<Disk, Problem> {
-        self.machine.limit_disk(id, limit)
+        let (machine, _) = self.changeable()?;
+        machine.limit_disk(id, limit)
     }
 
     fn detach_disk(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
-        self.machine.detach(self.run, Kind::Disk, id, force)
+        let (machine, run) = self.changeable()?;
+        machine.detach(run, Kind::Disk, id, force)
     }
 
     fn nets(&self) -> Vec<Net> {
@@ -125,25 +139,32 @@ impl Handler for Answers<'_> {
     }
 
     fn attach_net(&mut self, net: AttachNet, taps: Vec<OwnedFd>) -> Result<Net, Problem> {
-        self.machine.attach_net(self.run, net, taps)
+        let (machine, run) = self.changeable()?;
+        machine.attach_net(run, net, taps)
     }
 
     fn limit_net(&mut self, id: &str, limits: NetLimits) -> Result<Net, Problem> {
-        self.machine.limit_net(id, limits)
+        let (machine, _) = self.changeable()?;
+        machine.limit_net(id, limits)
     }
 
     fn detach_net(&mut self, id: &str, force: bool) -> Result<Detached, Problem> {
-        self.machine.detach(self.run, Kind::Net, id, force)
+        let (machine, run) = self.changeable()?;
+        machine.detach(run, Kind::Net, id, force)
     }
 
     fn balloon(&mut self) -> Result<Balloon, Problem> {
+        if self.machine.underway.is_some() {
+            // The driver's statistics come by the guest's memory.
+            return self.ask_balloon(&DeviceCommand::ReadBalloon);
+        }
         // One without a driver that gives statistics is as it is.
         let asked = self.ask_balloon(&DeviceCommand::RefreshBalloonStatistics);
         asked.or_else(|_| self.ask_balloon(&DeviceCommand::ReadBalloon))
     }
 
     fn set_balloon(&mut self, SetBalloon { target_bytes }: SetBalloon) -> Result<Balloon, Problem> {
-        let memory_bytes = self.machine.config.memory_mib << 20;
+        let memory_bytes = self.changeable()?.0.config.memory_mib << 20;
         if !target_bytes.is_multiple_of(BALLOON_PAGE) || target_bytes >= memory_bytes {
             let law = format!("a multiple of {BALLOON_PAGE} below the machine's {memory_bytes} bytes");
             return Err(problem(400, format!("target_bytes: {target_bytes} is not {law}")));
@@ -153,6 +174,12 @@ impl Handler for Answers<'_> {
 }
 
 impl Answers<'_> {
+    /// The machine, for who changes it.
+    fn changeable(&mut self) -> Result<(&mut Machine, &Run), Problem> {
+        self.machine.check_not_underway()?;
+        Ok((self.machine, self.run))
+    }
+
     fn ask_balloon(&mut self, command: &DeviceCommand) -> Result<Balloon, Problem> {
         let slots = &mut self.machine.slots;
         let balloon = slots.named(BALLOON).and_then(|id| slots.get_mut(id));

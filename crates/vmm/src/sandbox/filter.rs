@@ -1,7 +1,7 @@
 //! Makes filters of system calls out of [`super::rules`], and installs them.
 //!
 //! Invariant: filters add up. The main thread's holds for the whole process, whose threads all come from
-//! it; a vCPU's, a disk's or the pager's thread then takes the most of what is left from itself. Whatever no rule allows
+//! it; a thread of another kind then takes the most of what is left from itself. Whatever no rule allows
 //! kills the process, and the kernel writes to its log which call it was.
 
 use std::{collections::BTreeMap, sync::OnceLock};
@@ -31,6 +31,8 @@ struct Programs {
     vcpu: BpfProgram,
     /// Made when a machine that is restored needs it.
     pager: OnceLock<Result<BpfProgram, FilterError>>,
+    /// Made when the first snapshot is taken.
+    snapshot: OnceLock<Result<BpfProgram, FilterError>>,
     /// Made when the first disk needs it: most are served by io_uring.
     disk: OnceLock<Result<BpfProgram, FilterError>>,
 }
@@ -38,7 +40,12 @@ struct Programs {
 /// Filters what this thread and all that come from it may do.
 pub(super) fn enter() -> Result<(), FilterError> {
     let main = compile(Thread::Main)?;
-    let programs = Programs { vcpu: compile(Thread::Vcpu)?, disk: OnceLock::new(), pager: OnceLock::new() };
+    let programs = Programs {
+        vcpu: compile(Thread::Vcpu)?,
+        disk: OnceLock::new(),
+        pager: OnceLock::new(),
+        snapshot: OnceLock::new(),
+    };
     // It is entered once; a second time could only add the same again.
     let _ = PROGRAMS.set(programs);
     seccompiler::apply_filter(&main).map_err(FilterError::Install)
@@ -55,6 +62,7 @@ pub fn narrow(thread: Thread) {
         Thread::Vcpu => install(&programs.vcpu),
         Thread::Disk => install_made(&programs.disk, thread),
         Thread::Pager => install_made(&programs.pager, thread),
+        Thread::Snapshot => install_made(&programs.snapshot, thread),
     };
     if let Err(error) = narrowed {
         log::error!("filtering the system calls of a thread: {error}");

@@ -10,6 +10,7 @@
 //! | `vcpuN` | `Main`, and from its first line on `Vcpu` |
 //! | `diskN`: a disk that is served by threads | `Main`, and from its first line on `Disk` |
 //! | `pager`: brings a snapshot's memory in | `Main`, and from its first line on `Pager` |
+//! | `snapshot`: writes one | `Main`, and from its first line on `Snapshot` |
 //!
 //! So what a vCPU does needs a rule for both. Who makes the process do something new adds a rule to the section
 //! that it belongs to, and what uses it to the scenarios of that test: without the rule it names the call and
@@ -20,7 +21,7 @@
 //! changing ids or limits.
 
 use self::{
-    Thread::{Disk, Main, Pager, Vcpu},
+    Thread::{Disk, Main, Pager, Snapshot, Vcpu},
     When::{Int, Lacks, Long},
 };
 use crate::userfault::{UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_WAKE, UFFDIO_ZEROPAGE};
@@ -36,6 +37,8 @@ pub enum Thread {
     Disk,
     /// Brings guest memory in.
     Pager,
+    /// Writes a snapshot's files.
+    Snapshot,
 }
 
 /// A condition on one argument, counted from 0.
@@ -99,11 +102,11 @@ macro_rules! rules {
 rules! {
     // Reading and writing what is open.
     SYS_read by Main Vcpu Pager: "eventfds, timers, sockets; what the kernel is read from; an ejected device's interrupts";
-    SYS_write by Main Vcpu Disk Pager: "eventfds, sockets, the log";
+    SYS_write by Main Vcpu Disk Pager Snapshot: "eventfds, sockets, the log";
     SYS_readv by Main: "frames from a tap, requests from a socket";
     SYS_writev by Main: "frames to a tap, answers to a socket";
     SYS_pread64 by Main Pager: "what a console's file holds, the kernel that was given, a snapshot";
-    SYS_pwrite64 by Main Pager: "the console's log and the record of events, a snapshot";
+    SYS_pwrite64 by Main Pager Snapshot: "the console's log and the record of events, a snapshot";
     SYS_preadv by Main Disk: "a disk's file, for the kernel on it and for the guest";
     SYS_pwritev by Main Disk: "a disk's file";
     SYS_fadvise64 by Main Pager: "what of a snapshot's memory will be read soon";
@@ -112,10 +115,10 @@ rules! {
     SYS_fstat by Main: "what kind of file came for a disk that is attached";
     SYS_fstatfs by Main: "whether a disk's file can have holes";
     SYS_fallocate by Main Disk: "discards and writes of zeroes; room for the console's log";
-    SYS_ftruncate by Main Disk: "the console's log is made empty; a disk's file grows to whole sectors";
+    SYS_ftruncate by Main Disk Snapshot: "the console's log and files of a snapshot are made empty; a disk's file grows to whole sectors";
     SYS_fsync by Main Disk: "the guest's flushes; the end of a qcow2 file's use";
-    SYS_close by Main Vcpu Pager: "connections that end; what a reboot lets go of";
-    SYS_fcntl [Int(1, F_GETFD)] by Main Vcpu Pager: "debug builds look whether what they close is open";
+    SYS_close by Main Vcpu Pager Snapshot: "connections that end; what a reboot lets go of";
+    SYS_fcntl [Int(1, F_GETFD)] by Main Vcpu Pager Snapshot: "debug builds look whether what they close is open";
     SYS_fcntl [Int(1, F_GETFL)] by Main: "before a descriptor is made to not wait";
     SYS_fcntl [Int(1, F_SETFL)] by Main: "a descriptor is made to not wait";
     SYS_fcntl [Int(1, F_DUPFD_CLOEXEC)] by Main: "a disk's file is held by the device and for the boot";
@@ -130,8 +133,8 @@ rules! {
     SYS_eventfd2 by Main Vcpu: "kicks and interrupts";
     SYS_timerfd_create by Main: "what a device does later";
     SYS_timerfd_settime by Main: "what a device does later";
-    SYS_futex by Main Vcpu Disk Pager: "locks, and the end of threads";
-    SYS_sched_yield by Main Vcpu Disk Pager: "a channel between threads at which two meet; a ring that the kernel has no memory for just now";
+    SYS_futex by Main Vcpu Disk Pager Snapshot: "locks, and the end of threads";
+    SYS_sched_yield by Main Vcpu Disk Pager Snapshot: "a channel between threads at which two meet; a ring that the kernel has no memory for just now";
 
     // Sockets that were inherited, and connections to them. There is no `socket` and no `connect`.
     SYS_accept4 by Main: "who comes by the control socket, the console's and the vsock's";
@@ -141,12 +144,12 @@ rules! {
     SYS_shutdown by Main: "half of a vsock stream ends";
 
     // Memory, never executable.
-    SYS_mmap [Lacks(2, PROT_EXEC)] by Main Vcpu Disk Pager: "the heap, guest memory, threads' stacks, rings";
+    SYS_mmap [Lacks(2, PROT_EXEC)] by Main Vcpu Disk Pager Snapshot: "the heap, guest memory, threads' stacks, rings";
     SYS_mprotect [Lacks(2, PROT_EXEC)] by Main: "the guard page of a thread's stack";
-    SYS_munmap by Main Vcpu Disk Pager: "memory is given back";
-    SYS_mremap by Main Vcpu Disk Pager: "a large piece of the heap grows";
-    SYS_madvise by Main Vcpu Disk Pager: "huge pages; guest memory that the balloon gives back; ended stacks";
-    SYS_brk by Main Vcpu Disk Pager: "the heap of the first thread";
+    SYS_munmap by Main Vcpu Disk Pager Snapshot: "memory is given back";
+    SYS_mremap by Main Vcpu Disk Pager Snapshot: "a large piece of the heap grows";
+    SYS_madvise by Main Vcpu Disk Pager Snapshot: "huge pages; guest memory that the balloon gives back; ended stacks";
+    SYS_brk by Main Vcpu Disk Pager Snapshot: "the heap of the first thread";
     SYS_getrandom by Main: "the guest's entropy; keys of hash tables";
 
     // Threads.
@@ -157,17 +160,17 @@ rules! {
     SYS_prctl [Int(0, PR_SET_NAME)] by Main: "a thread says what it is called";
     SYS_prctl [Int(0, PR_SET_NO_NEW_PRIVS)] by Main: "a thread is about to narrow its filter";
     SYS_seccomp [Int(0, SET_MODE_FILTER)] by Main: "a thread narrows its filter";
-    SYS_sigaltstack by Main Vcpu Disk Pager: "where a stack that has overflown is told of";
-    SYS_rt_sigprocmask by Main Vcpu Disk Pager: "the C library, at the beginning and end of a thread";
+    SYS_sigaltstack by Main Vcpu Disk Pager Snapshot: "where a stack that has overflown is told of";
+    SYS_rt_sigprocmask by Main Vcpu Disk Pager Snapshot: "the C library, at the beginning and end of a thread";
     SYS_rt_sigaction by Main: "the signal that makes a vCPU leave the guest";
     SYS_rt_sigreturn by Main Vcpu: "the end of a signal's handler";
     SYS_tgkill [Int(2, KICK)] by Main: "a vCPU leaves the guest";
-    SYS_tgkill [Int(2, SIGABRT)] by Main Vcpu Disk Pager: "a panic ends the process and says so";
-    SYS_getpid by Main Vcpu Disk Pager: "the C library, before it sends a thread a signal";
-    SYS_gettid by Main Vcpu Disk Pager: "the C library, before it sends a thread a signal";
-    SYS_exit by Main Vcpu Disk Pager: "the end of a thread";
+    SYS_tgkill [Int(2, SIGABRT)] by Main Vcpu Disk Pager Snapshot: "a panic ends the process and says so";
+    SYS_getpid by Main Vcpu Disk Pager Snapshot: "the C library, before it sends a thread a signal";
+    SYS_gettid by Main Vcpu Disk Pager Snapshot: "the C library, before it sends a thread a signal";
+    SYS_exit by Main Vcpu Disk Pager Snapshot: "the end of a thread";
     SYS_exit_group by Main Pager: "the end of the process";
-    SYS_clock_gettime by Main Vcpu Disk Pager: "the time, on a host whose clock cannot be read without a call";
+    SYS_clock_gettime by Main Vcpu Disk Pager Snapshot: "the time, on a host whose clock cannot be read without a call";
 
     // KVM (Documentation/virt/kvm/api.rst). The rules of a call are tried in turn, and this one holds at each
     // exit of a guest.

@@ -11,6 +11,8 @@
 //! A machine that goes on maps the memory file, or has a [`pager`] bring pages in when they are touched, and those
 //! of a [`working_set`] ahead.
 //!
+//! Its files are written by a thread of their own ([`write`]), while the event loop serves.
+//!
 //! Disks are their owner's to keep: the document says how their files were, and a machine goes on with
 //! files that have not changed since, and no others.
 //!
@@ -28,7 +30,8 @@ mod restore;
 mod stamp;
 mod take;
 mod track;
-mod working_set;
+pub mod working_set;
+mod write;
 
 pub use self::{
     document::{DiskShape, Document, LayerStamp, NetShape, Shape},
@@ -39,5 +42,6 @@ pub use self::{
 };
 pub(crate) use self::{
     pager::{Discards, Pager},
+    take::Underway,
     track::Tracking,
 };

@@ -2,19 +2,23 @@
 
 use std::{
     fs::File,
-    io::{self, Seek},
-    sync::{PoisonError, atomic::Ordering},
+    io,
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
-use ec2vmm_devices::{Memory, rtc::WallClock};
+use ec2vmm_devices::rtc::WallClock;
 use ec2vmm_snapshot::Bitmap;
 use ec2vmm_vmm_api::control::{Problem, SnapshotKind, SnapshotRequest, SnapshotTaken, State};
 use uuid::Uuid;
 
-use super::{Document, Shape, Tracking, file, memory_file};
+use super::{
+    Document, Shape, Tracking,
+    write::{Job, Writing},
+};
 use crate::{
     clock::HostClock,
+    control::problem,
     entropy,
     error::chain,
     machine::{Ending, Machine, Run, answers::too_late},
@@ -57,6 +61,28 @@ pub enum TakeError {
     /// There is no snapshot before.
     #[error("there is no snapshot that this could be a difference to")]
     NoParent,
+    /// The host allows no more threads.
+    #[error("starting a thread")]
+    Thread(#[source] io::Error),
+    /// The end of the machine came first.
+    #[error("the machine has ended: the snapshot was given up")]
+    GivenUp,
+    /// A fault of this program.
+    #[error("the thread that writes the files has panicked")]
+    Panicked,
+}
+
+/// A snapshot that is being written.
+#[derive(Debug)]
+pub(crate) struct Underway {
+    began: Instant,
+    /// The machine is not to go on by itself.
+    was_paused: bool,
+    request: SnapshotRequest,
+    id: Uuid,
+    /// What has changed since the last one.
+    changed: Option<Arc<Bitmap>>,
+    writing: Writing,
 }
 
 impl TakeError {
@@ -64,68 +90,129 @@ impl TakeError {
     fn problem(&self) -> Problem {
         let (status, hint) = match self {
             Self::NoParent => (409, Some("take a full one with \"track\": true first")),
+            Self::GivenUp => (409, None),
             Self::Write(..) => (400, Some("give regular files that are open for reading and writing")),
-            Self::Kvm(_) | Self::WriteBack { .. } | Self::Disks(_) => (500, None),
+            Self::Kvm(_) | Self::WriteBack { .. } | Self::Disks(_) | Self::Thread(_) | Self::Panicked => {
+                (500, None)
+            }
         };
         Problem { status, detail: chain(self), hint: hint.map(Into::into) }
     }
 }
 
 impl Machine {
-    /// Takes a snapshot of a machine that runs, and lets it go on; or of one that is paused.
-    pub(crate) fn snapshot(
+    /// Begins to write a machine that runs, and stands still until [`Self::finish_snapshot`]; or one that is paused.
+    pub(crate) fn begin_snapshot(
         &mut self,
         run: &Run,
         request: SnapshotRequest,
-        mut files: Files,
-    ) -> Result<SnapshotTaken, Problem> {
+        files: Files,
+    ) -> Result<(), Problem> {
+        if self.end.is_some() {
+            return Err(too_late());
+        }
         let began = Instant::now();
         let was_paused = self.state == State::Paused;
         self.pause(run).map_err(|Ending| too_late())?;
-        let taken = self.save(run, request, &mut files);
+        let begun = self.begin(run, request, files);
+        let begun = begun.map(|(id, changed, writing)| {
+            self.underway = Some(Underway { began, was_paused, request, id, changed, writing });
+        });
+        if begun.is_err() && !was_paused {
+            self.resume(run);
+        }
+        begun.map_err(|error| error.problem())
+    }
+
+    /// The files are written, or cannot be: the machine goes on, and who has asked is told.
+    pub(crate) fn finish_snapshot(&mut self, run: &Run) {
+        let Some(Underway { began, was_paused, request, id, changed, writing }) = self.underway.take() else {
+            return;
+        };
+        let parent = self.tracking.as_ref().map(|tracking| tracking.parent);
+        let parent = parent.filter(|_| request.kind == SnapshotKind::Difference);
+        let taken = match writing.finish() {
+            Ok(memory_bytes) => self
+                .track(run, request.track, id)
+                .map(|()| SnapshotTaken { id, parent, memory_bytes, us: 0 })
+                .map_err(TakeError::from),
+            Err(error) => {
+                if let (Some(tracking), Some(changed)) = (&mut self.tracking, changed) {
+                    tracking.owe(Arc::unwrap_or_clone(changed));
+                }
+                Err(error)
+            }
+        };
         if !was_paused {
             self.resume(run);
         }
         let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        taken.map(|taken| SnapshotTaken { us, ..taken }).map_err(|error| error.problem())
+        self.answer_snapshot(taken.map(|taken| SnapshotTaken { us, ..taken }));
     }
 
-    /// Writes all of the machine, which is paused.
-    fn save(
+    /// The machine ends. The files are no snapshot.
+    pub(crate) fn give_up_snapshot(&mut self) {
+        if let Some(underway) = self.underway.take() {
+            underway.writing.give_up();
+            self.answer_snapshot(Err(TakeError::GivenUp));
+        }
+    }
+
+    /// What would change a machine waits until it is written.
+    ///
+    /// # Errors
+    /// It is being written.
+    pub(crate) fn check_not_underway(&self) -> Result<(), Problem> {
+        match self.underway {
+            None => Ok(()),
+            Some(_) => Err(Problem {
+                hint: Some("ask again when that has been answered; only power_off is heard before".into()),
+                ..problem(409, "a snapshot of the machine is being written".into())
+            }),
+        }
+    }
+
+    fn answer_snapshot(&mut self, taken: Result<SnapshotTaken, TakeError>) {
+        if let Some(control) = &mut self.control {
+            control.tell_snapshot(taken.map_err(|error| error.problem()));
+        }
+    }
+
+    /// Notes how the machine is, which is paused, and has it written.
+    fn begin(
         &mut self,
         run: &Run,
         request: SnapshotRequest,
-        files: &mut Files,
-    ) -> Result<SnapshotTaken, TakeError> {
+        files: Files,
+    ) -> Result<(Uuid, Option<Arc<Bitmap>>, Writing), TakeError> {
         if request.kind == SnapshotKind::Difference && self.tracking.is_none() {
             return Err(TakeError::NoParent);
-        }
-        if let Some(pager) = self.pager.as_ref().filter(|_| request.kind == SnapshotKind::Full) {
-            // In large pieces, where reading it would bring page by page.
-            pager.bring_all();
         }
         for (_, slot) in self.slots.iter_mut() {
             let written = slot.write_back();
             written.map_err(|source| TakeError::WriteBack { device: slot.name.clone(), source })?;
         }
         let document = self.document(run)?;
+        let id = document.id;
+        let is_full = request.kind == SnapshotKind::Full;
+        // In large pieces, where reading it would bring page by page.
+        let rest = self.pager.as_ref().filter(|_| is_full).map(|pager| pager.bring_all());
         let changed = match &mut self.tracking {
-            Some(tracking) => Some(tracking.take(&self.memory, &run.vm)?),
+            Some(tracking) => Some(Arc::new(tracking.take(&self.memory, &run.vm)?)),
             None => None,
         };
         let parent = self.tracking.as_ref().map(|tracking| tracking.parent);
-        let difference = changed.as_ref().zip(parent).filter(|_| request.kind == SnapshotKind::Difference);
-        match (write(&self.memory, files, &document, difference), &mut self.tracking, changed) {
-            (Err(error), Some(tracking), Some(changed)) => {
-                tracking.owe(changed);
+        let difference = changed.clone().zip(parent).filter(|_| !is_full);
+        let memory = Arc::clone(&self.memory);
+        let job = Job { memory, rest, files, document, difference };
+        match (Writing::start(job, self.mailbox.sender()), &mut self.tracking) {
+            (Err(error), Some(tracking)) => {
+                if let Some(changed) = changed {
+                    tracking.owe(Arc::unwrap_or_clone(changed));
+                }
                 Err(error)
             }
-            (Err(error), ..) => Err(error),
-            (Ok(memory_bytes), ..) => {
-                self.track(run, request.track, document.id)?;
-                let parent = parent.filter(|_| request.kind == SnapshotKind::Difference);
-                Ok(SnapshotTaken { id: document.id, parent, memory_bytes, us: 0 })
-            }
+            (writing, _) => Ok((id, changed, writing?)),
         }
     }
 
@@ -188,22 +275,4 @@ impl Machine {
             hot_plug: bus.hot_plug.save(),
         })
     }
-}
-
-fn write(
-    guest: &Memory,
-    files: &mut Files,
-    document: &Document,
-    difference: Option<(&Bitmap, Uuid)>,
-) -> Result<u64, TakeError> {
-    let Files { state, memory } = files;
-    let written = memory_file::write(guest, memory, document.id, difference)
-        .map_err(|source| TakeError::Write("memory", source))?;
-    let mut write_state = || {
-        state.set_len(0)?;
-        state.rewind()?;
-        file::write(document, state)
-    };
-    write_state().map_err(|source| TakeError::Write("state", source))?;
-    Ok(written)
 }

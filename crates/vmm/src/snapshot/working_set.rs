@@ -55,18 +55,18 @@ pub enum WorkingSetError {
 
 /// Which snapshot a working set belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Whose {
+pub struct Whose {
     /// Its id.
-    pub(super) id: Uuid,
+    pub id: Uuid,
     /// Its memory, bytes.
-    pub(super) ram_bytes: u64,
+    pub ram_bytes: u64,
 }
 
 /// Writes pages into `file`, whose content is lost.
 ///
 /// # Errors
 /// The file is none that can be written at any place, or the disk is full.
-pub(super) fn write(file: &File, whose: Whose, pages: &[u32]) -> io::Result<()> {
+pub fn write(file: &File, whose: Whose, pages: &[u32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + pages.len() * 4);
     bytes.extend(MAGIC);
     bytes.extend(FORMAT.to_le_bytes());
@@ -86,7 +86,7 @@ pub(super) fn write(file: &File, whose: Whose, pages: &[u32]) -> io::Result<()> 
 ///
 /// # Errors
 /// See [`WorkingSetError`].
-pub(super) fn read(file: &File, whose: Whose) -> Result<Vec<u32>, WorkingSetError> {
+pub fn read(file: &File, whose: Whose) -> Result<Vec<u32>, WorkingSetError> {
     let mut header = [0; HEADER_BYTES];
     read_at(file, &mut header, 0)?;
     let [magic, format, id_high, id_low, ram, count, sum] = *header.as_chunks::<8>().0 else {

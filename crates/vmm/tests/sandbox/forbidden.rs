@@ -25,7 +25,7 @@ use crate::{
     guests, tracer,
 };
 
-const THREADS: [Thread; 4] = [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager];
+const THREADS: [Thread; 5] = [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager, Thread::Snapshot];
 /// An argument that fits no condition: memory to be executed, a command that nobody knows.
 const WRONG: u64 = 0x5a5a_5a5a_5a5a_5a5c;
 /// uretprobe and uprobe of Linux 6.11 and later: for code that the kernel itself has put there, so no filter is

@@ -91,6 +91,7 @@ fn look(child: i32, task: i32, known: &mut Task, see: &mut impl FnMut(&Call)) {
             (false, Some("vcpu")) => Thread::Vcpu,
             (false, Some("disk")) => Thread::Disk,
             (false, Some("page")) => Thread::Pager,
+            (false, Some("snap")) => Thread::Snapshot,
             (false, _) => panic!("the thread {name} narrows its filter"),
         });
     }

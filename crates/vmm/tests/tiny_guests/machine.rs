@@ -263,12 +263,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sends a request with descriptors; gives the whole answer.
 pub(crate) fn exchange(mut stream: UnixStream, request: &str, descriptors: &[BorrowedFd<'_>]) -> String {
+    say(&stream, request, descriptors);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Sends a request with descriptors.
+pub(crate) fn say(stream: &UnixStream, request: &str, descriptors: &[BorrowedFd<'_>]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     assert!(descriptors.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
     let bytes = [IoSlice::new(request.as_bytes())];
-    rustix::net::sendmsg(&stream, &bytes, &mut ancillary, SendFlags::empty()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    rustix::net::sendmsg(stream, &bytes, &mut ancillary, SendFlags::empty()).unwrap();
 }

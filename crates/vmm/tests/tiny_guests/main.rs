@@ -11,6 +11,7 @@
 
 mod elf;
 mod guests;
+mod held;
 mod hostile;
 mod hot_plug;
 mod machine;
@@ -19,6 +20,7 @@ mod pause;
 mod reboots;
 mod snapshot;
 mod stuck;
+mod underway;
 mod userfaultfd;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -91,7 +91,7 @@ fn restore_with(config: &MachineConfig, files: &Files) -> Machine {
     restore_chain(config, false, &files.state, &[&files.memory])
 }
 
-fn restore(files: &Files) -> Machine {
+pub(crate) fn restore(files: &Files) -> Machine {
     restore_with(&config(), files)
 }
 

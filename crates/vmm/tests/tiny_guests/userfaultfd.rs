@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{fs::FileExt, net::UnixStream},
     },
     time::{Duration, Instant},
@@ -18,12 +18,13 @@ use ec2vmm_vmm_api::{
 
 use crate::{
     get, guests,
+    held::Birth,
     hostile::{
         BALLOON,
         driver::{BUFFERS, Descriptor, Driver},
         script::{Script, Width, once},
     },
-    machine::Machine,
+    machine::{self, Machine},
     snapshot::{self, Files, config, content, print, refused_by, start, take},
 };
 
@@ -338,12 +339,25 @@ fn try_put(machine: &Machine, path: &str) -> std::io::Result<()> {
 fn a_file_that_is_cut_short_ends_the_machine_whoever_waits() {
     let whole = written();
     type Touch = fn(&mut Machine);
-    let touches: [Touch; 3] = [
+    let touches: [Touch; 4] = [
         |machine| machine.console.write_all(b"r").unwrap(),
-        // The event loop itself waits.
+        // All of it is wanted, and so none of it can be written.
         |machine| {
             let answer = snapshot::ask_for_snapshot(machine, "{}", &Files::new());
-            assert_eq!(answer, "", "there is nobody left to answer");
+            assert!(answer.starts_with("HTTP/1.1 409") && answer.contains("given up"), "{answer}");
+        },
+        // The event loop does not hear of it.
+        |machine| {
+            // When this is answered, all vCPUs have their threads.
+            get::<Metrics>(machine, "/metrics");
+            let Some(birth) = Birth::of(machine) else { return machine.console.write_all(b"r").unwrap() };
+            let files = Files::new();
+            let request = crate::hot_plug::with_body("POST", "/machine/snapshot", "{}");
+            let stream = machine.connect(&machine.control);
+            machine::say(&stream, &request, &[files.state.as_fd(), files.memory.as_fd()]);
+            let held = birth.hold_both();
+            machine.console.read_to_end(&mut Vec::new()).unwrap();
+            held.end();
         },
         // It waits for a vCPU that waits, unless the guest has not come so far.
         |machine| {

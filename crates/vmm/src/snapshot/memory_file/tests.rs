@@ -1,10 +1,10 @@
-use std::fs::File;
+use std::{fs::File, sync::atomic::AtomicBool};
 
 use ec2vmm_snapshot::{Bitmap, MemoryFileError, PAGE_BYTES, read_tail};
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::write;
+use super::{TakeError, write};
 use crate::memory;
 
 const RAM: u64 = 32 << 20;
@@ -25,7 +25,7 @@ fn a_full_file_and_its_differences_give_the_memory() {
         set(page, 1);
     }
     let [full, first, second] = [(); 3].map(|()| tempfile::tempfile().unwrap());
-    assert_eq!(write(&before, &full, id(1), None).unwrap(), 7 * PAGE_BYTES);
+    assert_eq!(write(&before, &full, id(1), None, &AtomicBool::new(false)).unwrap(), 7 * PAGE_BYTES);
     let changed = |pages: &[u64]| {
         let mut bitmap = Bitmap::new(RAM / PAGE_BYTES);
         pages.iter().for_each(|page| bitmap.set(*page));
@@ -33,9 +33,9 @@ fn a_full_file_and_its_differences_give_the_memory() {
     };
     set(64, 0);
     set(65, 2);
-    write(&before, &first, id(2), Some((&changed(&[64, 65, 66]), id(1)))).unwrap();
+    write(&before, &first, id(2), Some((&changed(&[64, 65, 66]), id(1))), &AtomicBool::new(false)).unwrap();
     set(65, 3);
-    write(&before, &second, id(3), Some((&changed(&[65]), id(2)))).unwrap();
+    write(&before, &second, id(3), Some((&changed(&[65]), id(2))), &AtomicBool::new(false)).unwrap();
 
     let tails =
         [(&full, 0), (&first, 1), (&second, 2)].map(|(file, index)| read_tail(file, index, RAM).unwrap());
@@ -57,7 +57,7 @@ fn who_writes_to_mapped_memory_changes_neither_the_file_nor_others() {
     let before = memory::map(32).unwrap();
     before.write_slice(&[7; 4096], GuestAddress(0)).unwrap();
     let file = tempfile::tempfile().unwrap();
-    write(&before, &file, id(1), None).unwrap();
+    write(&before, &file, id(1), None, &AtomicBool::new(false)).unwrap();
     let [one, other] = [(); 2].map(|()| memory::map_file(32, &file).unwrap());
     one.write_slice(&[8; 4096], GuestAddress(0)).unwrap();
     assert_eq!((byte(&one, 0), byte(&other, 0)), (8, 7));
@@ -69,13 +69,13 @@ fn who_writes_to_mapped_memory_changes_neither_the_file_nor_others() {
 fn a_file_that_is_not_right_is_refused() {
     let memory = memory::map(32).unwrap();
     let file = tempfile::tempfile().unwrap();
-    write(&memory, &file, id(1), None).unwrap();
+    write(&memory, &file, id(1), None, &AtomicBool::new(false)).unwrap();
     read_tail(&file, 0, RAM).unwrap();
     assert!(matches!(read_tail(&file, 0, 2 * RAM), Err(MemoryFileError::Magic { index: 0 })));
     assert!(matches!(read_tail(&file, 4, RAM / 2), Err(MemoryFileError::Magic { index: 4 })));
     let spoil = |at: u64, byte: u8| {
         let copy = tempfile::tempfile().unwrap();
-        write(&memory, &copy, id(1), None).unwrap();
+        write(&memory, &copy, id(1), None, &AtomicBool::new(false)).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&copy, &[byte], at).unwrap();
         read_tail(&copy, 0, RAM)
     };
@@ -86,4 +86,14 @@ fn a_file_that_is_not_right_is_refused() {
     file.set_len(RAM + PAGE_BYTES).unwrap();
     assert!(matches!(read_tail(&file, 0, RAM), Err(MemoryFileError::Magic { .. })));
     assert!(matches!(read_tail(&File::open("/").unwrap(), 0, RAM), Err(MemoryFileError::Read { .. })));
+}
+
+#[test]
+fn one_that_is_given_up_is_no_snapshot() {
+    let memory = memory::map(32).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    write(&memory, &file, id(1), None, &AtomicBool::new(false)).unwrap();
+    let given_up = write(&memory, &file, id(2), None, &AtomicBool::new(true));
+    assert!(matches!(given_up, Err(TakeError::GivenUp)));
+    assert!(matches!(read_tail(&file, 0, RAM), Err(MemoryFileError::Magic { .. })));
 }

@@ -154,14 +154,11 @@ impl Pager {
         Discards(Arc::clone(&self.shared))
     }
 
-    /// Brings all that is still owed, and waits for it. If it cannot be brought, the process ends meanwhile.
-    pub(super) fn bring_all(&self) {
-        let mut state = self.shared.lock();
-        state.all = true;
+    /// Brings all that is still owed, in large pieces. If it cannot be brought, the process ends meanwhile.
+    pub(super) fn bring_all(&self) -> Rest {
+        self.shared.lock().all = true;
         self.shared.ring();
-        while state.left > 0 {
-            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        Rest(Arc::clone(&self.shared))
     }
 
     /// Writes down which pages were touched, and notes no more. None: it was not asked for, or was done before. An
@@ -204,6 +201,30 @@ impl Pager {
     /// Whether it is for the caller to end the process, whose memory is lost: true only once.
     pub(crate) fn claim_the_end(&self) -> bool {
         self.shared.claim_the_end()
+    }
+}
+
+/// All that is still owed, on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Rest(Arc<Shared>);
+
+impl Rest {
+    /// Waits until all is there, or it was given up.
+    pub(super) fn wait(&self, given_up: &AtomicBool) {
+        let Self(shared) = self;
+        let mut state = shared.lock();
+        while state.left > 0 && !given_up.load(Ordering::Acquire) {
+            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Who waits looks again whether it was given up.
+    pub(super) fn wake(&self) {
+        let Self(shared) = self;
+        // With the lock, he is either before his look or in his wait.
+        let state = shared.lock();
+        shared.done.notify_all();
+        drop(state);
     }
 }
 

@@ -1,6 +1,9 @@
 use std::{
     fs::File,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +19,7 @@ use super::{
         memory_file,
         working_set::{self, Whose},
     },
-    Pager, Parts,
+    Pager, Parts, Rest,
     owed::{PIECE_PAGES, Places, Stack},
     thread::Ahead,
 };
@@ -61,7 +64,7 @@ fn bitmap(pages: &[u64], of: u64) -> Bitmap {
 fn full(mib: u64, pages: impl IntoIterator<Item = u64>) -> (File, Tail) {
     let (before, file) = (memory::map(mib).unwrap(), tempfile::tempfile().unwrap());
     pages.into_iter().for_each(|page| set(&before, page, 1));
-    memory_file::write(&before, &file, FULL, None).unwrap();
+    memory_file::write(&before, &file, FULL, None, &AtomicBool::new(false)).unwrap();
     let tail = read_tail(&file, 0, mib << 20).unwrap();
     (file, tail)
 }
@@ -70,7 +73,14 @@ fn difference(mib: u64, pages: &[u64], version: u8) -> (File, Tail) {
     let (before, file) = (memory::map(mib).unwrap(), tempfile::tempfile().unwrap());
     pages.iter().for_each(|page| set(&before, *page, version));
     let changed = bitmap(pages, mib << 8);
-    memory_file::write(&before, &file, Uuid::from_u128(version.into()), Some((&changed, FULL))).unwrap();
+    memory_file::write(
+        &before,
+        &file,
+        Uuid::from_u128(version.into()),
+        Some((&changed, FULL)),
+        &AtomicBool::new(false),
+    )
+    .unwrap();
     let tail = read_tail(&file, 0, mib << 20).unwrap();
     (file, tail)
 }
@@ -189,13 +199,17 @@ fn what_is_discarded_is_zero_before_and_after_it_has_come() {
     paged.pager.stop();
 }
 
+fn bring_all(pager: &Pager) {
+    pager.bring_all().wait(&AtomicBool::new(false));
+}
+
 #[test]
 fn what_is_discarded_while_all_comes_does_not_come_back() {
     for _ in 0..5 {
         let Some(paged) = start(MIB, vec![full(MIB, 0..PAGES)], vec![], None) else { return };
         let madvise = Madvise::new(Arc::clone(&paged.memory), Some(paged.pager.discards()));
         thread::scope(|scope| {
-            scope.spawn(|| paged.pager.bring_all());
+            scope.spawn(|| bring_all(&paged.pager));
             for page in (0..PAGES).step_by(16) {
                 madvise.discard(GuestAddress(page * PAGE_BYTES), 4 * PAGE_BYTES).unwrap();
             }
@@ -237,7 +251,7 @@ fn what_is_touched_is_recorded_in_its_order_and_nothing_else() {
         get(&paged.memory, page);
     }
     // Brought, and touched by nobody.
-    paged.pager.bring_all();
+    bring_all(&paged.pager);
     get(&paged.memory, 100);
     assert_eq!(paged.pager.record().unwrap().unwrap(), 4);
     assert!(paged.pager.record().is_none(), "it is recorded once");
@@ -302,4 +316,22 @@ proptest! {
             have.into_iter().filter(|page| all || wanted.iter().any(|w| u64::from(*w) == *page)).collect();
         prop_assert_eq!(came, expected);
     }
+}
+
+#[test]
+fn who_waits_for_all_can_be_told_not_to() {
+    let Some(paged) = start(MIB, vec![full(MIB, 0..PAGES)], vec![], None) else { return };
+    let given_up = AtomicBool::new(false);
+    let rest = Rest(Arc::clone(&paged.pager.shared));
+    // Nobody looks as long as this is held.
+    let held = paged.pager.shared.lock();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| rest.wait(&given_up));
+        given_up.store(true, Ordering::Release);
+        drop(held);
+        rest.wake();
+        waits.join().unwrap();
+    });
+    assert_eq!(paged.counter("owed"), PAGES);
+    paged.pager.stop();
 }

@@ -11,7 +11,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener, UnixStream},
     },
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
 
@@ -31,11 +31,12 @@ use ec2vmm_vmm::{
     block::{self, Access, ImageBackend, Rings},
     entropy::KernelEntropy,
     outlet::Outlet,
+    report::Report,
     sandbox::{self, Thread},
     userfault::{Put, Span, Userfault},
     vm::{InterruptRoutes, Vm},
 };
-use ec2vmm_vmm_api::Sandbox;
+use ec2vmm_vmm_api::{Failure, FailureKind, Sandbox};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch};
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
@@ -54,10 +55,12 @@ pub(super) fn run_all(coverage: &mut Coverage) {
     watch(coverage, Thread::Main, || std::io::pipe().unwrap(), a_reader_who_does_not_read);
     watch(coverage, Thread::Main, tap::make, tap::frames);
     watch(coverage, Thread::Pager, userfault, |parts| put_pages(&parts));
+    watch(coverage, Thread::Pager, || tempfile::tempfile().unwrap(), last_words);
+    watch(coverage, Thread::Snapshot, || (), |()| wait_for_the_pager());
     for thread in [Thread::Main, Thread::Vcpu] {
         watch(coverage, thread, vm, |vm| interrupts_and_doorbells(&vm));
     }
-    for thread in [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager] {
+    for thread in [Thread::Main, Thread::Vcpu, Thread::Disk, Thread::Pager, Thread::Snapshot] {
         watch(coverage, thread, || (), |()| grow());
         watch(coverage, thread, || (), |()| read_the_clock());
         // What channels do where another thread is in the middle of something, and io_uring where the kernel
@@ -96,6 +99,7 @@ fn follow<T>(
             Thread::Vcpu => c"vcpu0",
             Thread::Disk => c"disk0",
             Thread::Pager => c"pager",
+            Thread::Snapshot => c"snapshot",
         };
         rustix::thread::set_name(name).unwrap();
         sandbox::narrow(thread);
@@ -238,6 +242,22 @@ fn put_pages((userfault, _memory, span): &(Userfault, Arc<Memory>, Span)) {
     assert_eq!(userfault.zero(first).unwrap(), Put::AlreadyThere);
     assert_eq!(userfault.copy(span.start + 4096, &[1; 4096]).unwrap(), Put::Some(4096));
     userfault.wake(first).unwrap();
+}
+
+/// Where memory is lost and the event loop does not hear of it.
+fn last_words(record: File) {
+    let report = Report::new(Instant::now());
+    report.record_in(record.into());
+    report.failed(Failure { kind: FailureKind::BrokenSnapshot, message: String::new(), hint: None });
+    report.finish();
+    std::process::exit(0);
+}
+
+/// One who comes too late to see it at work.
+fn wait_for_the_pager() {
+    let nothing = Mutex::new(());
+    let lock = nothing.lock().unwrap();
+    drop(Condvar::new().wait_timeout(lock, Duration::from_millis(1)).unwrap());
 }
 
 fn vm() -> Vm {
