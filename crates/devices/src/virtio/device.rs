@@ -50,6 +50,10 @@ pub enum DeviceState {
     Net {
         /// Pairs of queues that the driver uses.
         pairs: u16,
+        /// The offloads that the driver has chosen since it was ready, if it has: bits of features (virtio 1.2
+        /// section 5.1.6.5.6.1).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        offloads: Option<u64>,
     },
 }
 

@@ -139,6 +139,20 @@ impl<P: Port> Net<P> {
         }
     }
 
+    /// The driver chose these offloads before it was saved.
+    fn choose_again(&mut self, bits: u64) -> Result<(), BadState> {
+        let state = self.state.as_ref();
+        let chosen = state.and_then(|state| state.choosable(bits));
+        let chosen = chosen.ok_or(BadState("a network card had offloads that its driver cannot choose"))?;
+        if !self.set_offloads(chosen.offloads()) {
+            return Err(BadState("a network card had offloads that the host does not have here"));
+        }
+        if let Some(state) = &mut self.state {
+            state.choose(chosen);
+        }
+        Ok(())
+    }
+
     fn set_mac(&self, mac: Address) {
         self.config
             .update(|bytes| bytes.iter_mut().skip(CONFIG_MAC).zip(mac).for_each(|(to, from)| *to = from));
@@ -182,7 +196,7 @@ impl<P: Port> Net<P> {
                     }
                     done
                 }
-                Wish::Offloads(offloads) => self.set_offloads(offloads),
+                Wish::Offloads(chosen) => self.set_offloads(chosen.offloads()),
             };
             *(if done { &mut self.counters.commands } else { &mut self.counters.refused }) += 1;
             if let Some(state) = &mut self.state {
@@ -278,13 +292,14 @@ impl<P: Port> VirtioDevice for Net<P> {
     }
 
     fn save(&self) -> Option<DeviceState> {
-        let pairs = self.state.as_ref()?.pairs_in_use();
-        Some(DeviceState::Net { pairs: u16::try_from(pairs).unwrap_or(u16::MAX) })
+        let state = self.state.as_ref()?;
+        let pairs = u16::try_from(state.pairs_in_use()).unwrap_or(u16::MAX);
+        Some(DeviceState::Net { pairs, offloads: state.chosen() })
     }
 
     /// Filters are as at first, and let everything through.
     fn restore(&mut self, saved: &DeviceState) -> Result<(), BadState> {
-        let DeviceState::Net { pairs } = saved;
+        let DeviceState::Net { pairs, offloads } = saved;
         let pairs = usize::from(*pairs);
         let there = self.state.as_ref().is_some_and(|state| state.has_pairs(pairs));
         if !there || !self.use_pairs(pairs) {
@@ -293,7 +308,7 @@ impl<P: Port> VirtioDevice for Net<P> {
         if let Some(state) = &mut self.state {
             state.use_pairs(pairs);
         }
-        Ok(())
+        offloads.map_or(Ok(()), |bits| self.choose_again(bits))
     }
 
     fn metrics(&self) -> Vec<(&'static str, u64)> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use virtio_bindings::virtio_net::{VIRTIO_NET_ERR, VIRTIO_NET_OK};
 
 use super::{
-    Offloads,
     control::Ask,
     features::Features,
     filter::{Address, Filter, is_multicast},
@@ -23,6 +22,8 @@ pub(super) struct State {
     next_pair: usize,
     control: Option<Control>,
     filter: Filter,
+    /// The offloads that the driver has chosen since it was ready, if it has.
+    chosen: Option<Features>,
 }
 
 pub(super) struct Pair {
@@ -53,8 +54,8 @@ pub(super) enum Wish {
     Announced,
     /// So many pairs are in use.
     Pairs(usize),
-    /// The driver does this work itself.
-    Offloads(Offloads),
+    /// The driver chooses these offloads.
+    Offloads(Features),
 }
 
 impl State {
@@ -76,6 +77,7 @@ impl State {
             next_pair: 0,
             control: None,
             filter: Filter::new(mac),
+            chosen: None,
         };
         for _ in 0..pairs {
             let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
@@ -121,6 +123,23 @@ impl State {
         self.in_use
     }
 
+    /// The offloads that the driver has chosen, if it has: a set of features.
+    pub(super) fn chosen(&self) -> Option<u64> {
+        self.chosen.map(|Features(bits)| bits)
+    }
+
+    /// These as offloads that the driver can choose.
+    pub(super) fn choosable(&self, bits: u64) -> Option<Features> {
+        self.features.allows_offloads(bits).then_some(Features(bits))
+    }
+
+    /// The driver has chosen these.
+    pub(super) fn choose(&mut self, chosen: Features) {
+        let large = chosen.offloads().are_large();
+        self.pairs.iter_mut().for_each(|pair| pair.receiver.expect_large(large));
+        self.chosen = Some(chosen);
+    }
+
     /// The pair to begin with when all are served, another one each time, and how many there are.
     pub(super) fn next_turn(&mut self) -> (usize, usize) {
         let first = self.next_pair.min(self.in_use - 1);
@@ -159,10 +178,8 @@ impl State {
             Ask::Address(mac) if !is_multicast(&mac) => Wish::Address(mac),
             Ask::Announced => Wish::Announced,
             Ask::Pairs(count) if self.has_pairs(count.into()) => Wish::Pairs(count.into()),
-            Ask::Offloads(bits) if self.features.allows_offloads(bits) => {
-                Wish::Offloads(Features(bits).offloads())
-            }
-            Ask::Address(_) | Ask::Pairs(_) | Ask::Offloads(_) => Wish::Nonsense,
+            Ask::Offloads(bits) => self.choosable(bits).map_or(Wish::Nonsense, Wish::Offloads),
+            Ask::Address(_) | Ask::Pairs(_) => Wish::Nonsense,
         }
     }
 
@@ -171,9 +188,7 @@ impl State {
         match wish {
             Wish::Address(mac) => self.filter.set_own(mac),
             Wish::Pairs(count) if done => self.in_use = count,
-            Wish::Offloads(offloads) if done => {
-                self.pairs.iter_mut().for_each(|pair| pair.receiver.expect_large(offloads.are_large()));
-            }
+            Wish::Offloads(chosen) if done => self.choose(chosen),
             _ => {}
         }
         self.control.as_mut().map_or(Ok(()), |control| control.answer(done))

@@ -736,6 +736,30 @@ proptest! {
 }
 
 #[test]
+fn the_offloads_that_the_driver_has_chosen_are_remembered() {
+    let features = MRG | CTRL | CTRL_OFFLOADS | GUEST_CSUM | GUEST_TSO4;
+    let mut f = fixture(features, 16);
+    let as_born = f.device.save().unwrap();
+    assert_eq!(as_born, DeviceState::Net { pairs: 1, offloads: None });
+    let command = [&[5, 0][..], &GUEST_CSUM.to_le_bytes()].concat();
+    assert_eq!(f.command(&command), DONE);
+    let (saved, positions) = (f.device.save().unwrap(), f.device.positions());
+    let queues = f.guest.queues_at(&positions);
+    f.device.activate(features, queues).unwrap();
+    assert!(f.cable.ends().offloads.tso4, "as negotiated");
+    f.device.restore(&saved).unwrap();
+    assert_eq!(f.cable.ends().offloads, Offloads { checksum: true, ..Offloads::default() });
+    assert_eq!(f.device.save().unwrap(), saved);
+    for offloads in [CTRL, GUEST_CSUM | 1 << 63, u64::MAX] {
+        f.device.restore(&DeviceState::Net { pairs: 1, offloads: Some(offloads) }).unwrap_err();
+    }
+    // What was saved before this was.
+    let old: DeviceState = serde_json::from_str(r#"{"net":{"pairs":1}}"#).unwrap();
+    assert_eq!(old, as_born);
+    assert_eq!(serde_json::to_string(&as_born).unwrap(), r#"{"net":{"pairs":1}}"#);
+}
+
+#[test]
 fn the_pairs_that_the_driver_uses_are_remembered() {
     let mut f = with_pairs(3, MRG | CTRL | MQ, 16);
     assert_eq!(f.command(&[4, 0, 2, 0]), DONE);
@@ -748,7 +772,7 @@ fn the_pairs_that_the_driver_uses_are_remembered() {
     f.device.restore(&saved).unwrap();
     assert_eq!(f.count("queue_pairs"), 2);
     for pairs in [0, 4, u16::MAX] {
-        f.device.restore(&DeviceState::Net { pairs }).unwrap_err();
+        f.device.restore(&DeviceState::Net { pairs, offloads: None }).unwrap_err();
     }
     f.device.reset();
     assert_eq!(f.device.save(), None);
