@@ -159,6 +159,14 @@ pub(crate) fn failed_to(what: &str) -> impl FnOnce(std::io::Error) -> Error {
     move |error| Error::new(FailureKind::Other, format!("{message}: {error}"))
 }
 
+/// What it is when a file or folder that somebody has named cannot be had.
+pub(crate) fn kind_of_path(error: &std::io::Error) -> FailureKind {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => FailureKind::Permission,
+        _ => FailureKind::BadInput,
+    }
+}
+
 /// An error and its causes on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());

@@ -8,16 +8,12 @@ use std::{
 
 use ec2vmm_vmm_api::FailureKind;
 
-use crate::error::Error;
+use crate::error::{Error, kind_of_path};
 
 /// The whole of a file that may have at most so many bytes; `what` it should hold, for the error.
 pub(crate) fn read(path: &Path, bytes_max: usize, what: &str) -> Result<Vec<u8>, Error> {
     let failed = |error: io::Error| {
-        let kind = match error.kind() {
-            io::ErrorKind::PermissionDenied => FailureKind::Permission,
-            _ => FailureKind::BadInput,
-        };
-        Error::new(kind, format!("cannot read {what} from {}: {error}", path.display()))
+        Error::new(kind_of_path(&error), format!("cannot read {what} from {}: {error}", path.display()))
             .hint("check the file's name")
     };
     let mut bytes = Vec::new();

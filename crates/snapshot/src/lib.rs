@@ -15,7 +15,7 @@ pub use self::{
     chain::check_chain,
     memory_file::{MemoryFileError, MemoryWriter, PAGE_BYTES, Tail, read_tail},
     merge::{MergeError, merge},
-    state_file::{DOCUMENT_BYTES_MAX, Head, StateFileError, read_document, read_head, write_document},
+    state_file::{Head, STATE_BYTES_MAX, StateFileError, read_document, read_head, write_document},
 };
 
 /// The checksum of all files.

@@ -139,7 +139,9 @@ pub(crate) const MAGIC: [u8; 8] = *b"ec2vsnap";
 /// What this version writes, and the latest that it reads.
 pub(crate) const FORMAT: u32 = 1;
 /// The largest document: some 64 vCPUs and 31 devices, ten times over.
-pub const DOCUMENT_BYTES_MAX: u64 = 32 << 20;
+const DOCUMENT_BYTES_MAX: u64 = 32 << 20;
+/// The largest state file.
+pub const STATE_BYTES_MAX: u64 = DOCUMENT_BYTES_MAX + HEADER_BYTES as u64;
 /// What a processor can address physically (52 bits).
 const RAM_BYTES_MAX: u64 = 1 << 52;
 const HEADER_BYTES: usize = 32;

@@ -8,14 +8,13 @@ use std::{
 };
 
 use clap::ValueHint;
-use ec2vmm_vmm_api::FailureKind;
 
 use crate::{
     Done,
     client::{Broken, Call, Client},
     connection::Connection,
     environment::Environment,
-    error::{Error, Trouble},
+    error::{Error, Trouble, kind_of_path},
     output::{self, bytes},
 };
 
@@ -55,11 +54,8 @@ pub(crate) fn run(args: &Backup, environment: &Environment) -> Done {
 /// Only a whole backup gets the name.
 fn write(client: &Client, part: &Path, file: &Path, overwrite: bool) -> Result<u64, Error> {
     let failed = |error: io::Error| {
-        let kind = match error.kind() {
-            io::ErrorKind::PermissionDenied => FailureKind::Permission,
-            _ => FailureKind::BadInput,
-        };
-        Error::new(kind, format!("cannot write {}: {error}", file.display())).hint("name another file")
+        Error::new(kind_of_path(&error), format!("cannot write {}: {error}", file.display()))
+            .hint("name another file")
     };
     // It holds everybody's user data.
     let created = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part);

@@ -10,14 +10,14 @@ use std::{
 use clap::ValueHint;
 use ec2vmm_host::files;
 use ec2vmm_snapshot::{
-    DOCUMENT_BYTES_MAX, MemoryFileError, MergeError, StateFileError, merge, read_document, read_head,
+    MemoryFileError, MergeError, STATE_BYTES_MAX, StateFileError, merge, read_document, read_head,
 };
 use ec2vmm_vmm_api::FailureKind;
 use rustix::fs::{CWD, RenameFlags};
 
 use crate::{
     Done,
-    error::{Error, chain, failed_to},
+    error::{Error, chain, failed_to, kind_of_path},
     output::{self, bytes},
 };
 
@@ -49,11 +49,7 @@ pub(crate) fn run(args: &MachineMerge) -> Done {
         .and_then(|document| read_head(&document))
         .map_err(|error| broken_state(last, &error))?;
     let failed = |error: io::Error| {
-        let kind = match error.kind() {
-            io::ErrorKind::PermissionDenied => FailureKind::Permission,
-            _ => FailureKind::BadInput,
-        };
-        Error::new(kind, format!("cannot make {}: {error}", args.into.display()))
+        Error::new(kind_of_path(&error), format!("cannot make {}: {error}", args.into.display()))
             .hint("name a folder that is not there yet")
     };
     if args.into.symlink_metadata().is_ok() {
@@ -146,6 +142,3 @@ fn explain<'a>(error: &MergeError, mut folders: impl Iterator<Item = &'a PathBuf
     let place = folders.nth(index).map(|folder| format!("{}: ", folder.display())).unwrap_or_default();
     Error::new(kind, format!("{place}{}", chain(error)))
 }
-
-/// The header, and the largest document.
-const STATE_BYTES_MAX: u64 = DOCUMENT_BYTES_MAX + 32;

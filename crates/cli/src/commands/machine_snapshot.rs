@@ -16,7 +16,7 @@ use ec2vmm_vmm_api::{
 
 use crate::{
     Done,
-    error::{Error, chain, failed_to},
+    error::{Error, chain, failed_to, kind_of_path},
     output::{self, bytes},
 };
 
@@ -45,11 +45,7 @@ pub(crate) struct MachineSnapshot {
 
 pub(crate) fn run(args: &MachineSnapshot) -> Done {
     let failed = |error: io::Error| {
-        let kind = match error.kind() {
-            io::ErrorKind::PermissionDenied => FailureKind::Permission,
-            _ => FailureKind::BadInput,
-        };
-        Error::new(kind, format!("cannot make {}: {error}", args.folder.display()))
+        Error::new(kind_of_path(&error), format!("cannot make {}: {error}", args.folder.display()))
             .hint("name a folder that is not there yet")
     };
     // What is in it is all that the guest knows.

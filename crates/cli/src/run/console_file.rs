@@ -10,10 +10,9 @@ use std::{
     path::Path,
 };
 
-use ec2vmm_vmm_api::FailureKind;
 use rustix::fs::FlockOperation;
 
-use crate::error::Error;
+use crate::error::{Error, kind_of_path};
 
 /// A bounded file.
 #[derive(Debug)]
@@ -27,11 +26,10 @@ impl ConsoleFile {
     /// Begins anew, whatever the file held.
     pub(crate) fn create(path: &Path) -> Result<Self, Error> {
         let failed = |error: io::Error| {
-            let kind = match error.kind() {
-                io::ErrorKind::PermissionDenied => FailureKind::Permission,
-                _ => FailureKind::BadInput,
-            };
-            Error::new(kind, format!("cannot write console output to {}: {error}", path.display()))
+            Error::new(
+                kind_of_path(&error),
+                format!("cannot write console output to {}: {error}", path.display()),
+            )
         };
         if path.metadata().is_ok_and(|found| !found.is_file()) {
             return Err(failed(io::Error::other("not a regular file")));

@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 
 use crate::{
     args::Run,
-    error::{Error, failed_to},
+    error::{Error, failed_to, kind_of_path},
     value::settings::MemorySetting,
 };
 
@@ -67,11 +67,10 @@ impl Restore {
 /// A file for a working set, whose content stays until there is a new one.
 fn create(path: &Path) -> Result<File, Error> {
     let failed = |error: io::Error| {
-        let kind = match error.kind() {
-            io::ErrorKind::PermissionDenied => FailureKind::Permission,
-            _ => FailureKind::BadInput,
-        };
-        Error::new(kind, format!("cannot write the working set to {}: {error}", path.display()))
+        Error::new(
+            kind_of_path(&error),
+            format!("cannot write the working set to {}: {error}", path.display()),
+        )
     };
     if path.metadata().is_ok_and(|found| !found.is_file()) {
         return Err(failed(io::Error::other("not a regular file")));
