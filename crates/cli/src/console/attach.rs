@@ -85,8 +85,10 @@ impl Attached {
                 return Ok(left);
             }
             self.stdout.notice(prints).map_err(failed_to("write to standard output"))?;
-            if self.stdout.state() == State::Closed {
-                return Ok(Left::OutputClosed);
+            match self.stdout.state() {
+                State::Open => {}
+                State::Closed => return Ok(Left::OutputClosed),
+                State::HungUp => return Ok(Left::Signal(SIGHUP)),
             }
         }
     }

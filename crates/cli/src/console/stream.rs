@@ -21,6 +21,8 @@ use rustix::{
 #[derive(Debug)]
 pub(crate) struct Stream {
     descriptor: OwnedFd,
+    /// Asked at the beginning: one that has hung up does not say so any more.
+    is_terminal: bool,
     way: Way,
     pending: Vec<u8>,
     state: State,
@@ -38,13 +40,15 @@ enum Way {
     Shared,
 }
 
-/// Whether anybody reads.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Whether anybody reads; what is worse is greater.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum State {
     /// As far as is known.
     Open,
     /// Not any more.
     Closed,
+    /// It is a terminal that has hung up: whether this or `SIGHUP` is noticed first is chance.
+    HungUp,
 }
 
 impl Stream {
@@ -66,11 +70,12 @@ impl Stream {
             },
             _ => (descriptor.try_clone_to_owned()?, Way::Shared),
         };
-        Ok(Self { descriptor, way, pending: Vec::new(), state: State::Open, last: None })
+        let is_terminal = rustix::termios::isatty(&descriptor);
+        Ok(Self { descriptor, is_terminal, way, pending: Vec::new(), state: State::Open, last: None })
     }
 
     pub(crate) fn is_terminal(&self) -> bool {
-        rustix::termios::isatty(&self.descriptor)
+        self.is_terminal
     }
 
     pub(crate) fn state(&self) -> State {
@@ -106,7 +111,7 @@ impl Stream {
 
     /// Writes now what can be written, and keeps the rest.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.state == State::Closed {
+        if self.state != State::Open {
             return Ok(());
         }
         self.last = bytes.last().copied().or(self.last);
@@ -165,7 +170,7 @@ impl Stream {
     }
 
     fn close(&mut self) {
-        self.state = State::Closed;
+        self.state = if self.is_terminal { State::HungUp } else { State::Closed };
         self.pending.clear();
     }
 }

@@ -154,8 +154,12 @@ impl Session {
             self.hear_events()?;
             self.hear_log()?;
         }
-        if self.cause.is_none() && self.output_is_closed() {
-            self.release(Cause::OutputClosed);
+        if self.cause.is_none() {
+            match self.output() {
+                State::Open => {}
+                State::Closed => self.release(Cause::OutputClosed),
+                State::HungUp => self.release(Cause::Signal(SIGHUP)),
+            }
         }
         Ok(())
     }
@@ -276,6 +280,8 @@ impl Session {
         }
         match (came.ending, self.cause) {
             (Some(signal), None) => self.release(Cause::Signal(signal)),
+            // A terminal that hangs up tells by itself and by signal, in whichever order: one wish, not two.
+            (Some(SIGHUP), Some(Cause::Signal(SIGHUP))) => {}
             (Some(_), Some(_)) => {
                 self.patience = Some(Instant::now());
                 if self.status.is_none() {
@@ -289,7 +295,7 @@ impl Session {
 
     fn read_input(&mut self) -> Result<(), Error> {
         let typed = self.input.read();
-        if typed.hung_up {
+        if typed.hung_up && self.cause.is_none() {
             self.release(Cause::Signal(SIGHUP));
         }
         for key in typed.keys {
@@ -400,11 +406,13 @@ impl Session {
         }
     }
 
-    /// Nobody will ever see what this command is run for.
-    fn output_is_closed(&self) -> bool {
+    /// Whether anybody will ever see what this command is run for.
+    fn output(&self) -> State {
         let stdout = self.events || self.console == Console::Stdout;
         let stderr = self.console == Console::Stderr;
-        (stdout && self.stdout.state() == State::Closed) || (stderr && self.stderr.state() == State::Closed)
+        let wanted = [(stdout, &self.stdout), (stderr, &self.stderr)];
+        let states = wanted.iter().filter(|(wanted, _)| *wanted).map(|(_, stream)| stream.state());
+        states.max().unwrap_or(State::Open)
     }
 
     /// Gives everything back, and says how it ended.

@@ -102,6 +102,18 @@ fn a_terminal_that_hangs_up_ends_the_machine() {
     assert_gone(running.machine);
 }
 
+#[test]
+fn a_terminal_that_only_shows_hangs_up_like_any_other() {
+    let host = Host::new("print up\nwait");
+    let terminal = Terminal::open();
+    let mut running = host.spawn(host.run("disk.raw").stdout(terminal.slave()));
+    let mut seen = String::new();
+    terminal.read_until(&mut seen, "up");
+    drop(terminal);
+    assert_eq!(show_status(running.child.wait().unwrap()), "status 129");
+    assert_gone(running.machine);
+}
+
 /// The command on a terminal of its own.
 struct Session<'a> {
     running: Running<'a>,
@@ -179,6 +191,11 @@ impl Terminal {
         command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env("TTY", &self.path).stdin(std::process::Stdio::null());
         command
+    }
+
+    /// For a command whose terminal this shall be, but not its controlling one.
+    fn slave(&self) -> File {
+        self.slave.as_ref().unwrap().try_clone().unwrap()
     }
 
     pub(crate) fn resize(&self, columns: u16) {
