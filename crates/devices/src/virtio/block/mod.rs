@@ -94,6 +94,8 @@ struct State {
     under_way: Vec<Option<UnderWay>>,
     free_tokens: Vec<u16>,
     bytes_under_way: u64,
+    /// Of what has ended since the driver was told last.
+    bytes_untold: u64,
     spares: Spares,
 }
 
@@ -107,6 +109,14 @@ struct UnderWay {
     bytes: u64,
     /// A flush comes before the answer.
     flush_after: bool,
+}
+
+/// What one wake may do, so that a driver that never stops cannot keep the loop from the other devices.
+struct Share {
+    /// How often it may look for a chain.
+    looks: usize,
+    /// How much it may submit; the last request may be larger than what is left.
+    bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -160,53 +170,74 @@ impl<B: Backend> Block<B> {
         })
     }
 
-    /// Take what the driver has put into a queue, and start it.
-    fn serve(&mut self, index: usize) -> Result<(), GuestFault> {
-        self.take(index)?;
-        self.backend.submit();
-        self.notify(1 << index)
-    }
-
-    /// The same for every queue: started together, at the cost of one queue.
-    fn serve_all(&mut self) -> Result<(), GuestFault> {
+    /// Serve what the driver has put into these queues, a bit each, and what it puts there meanwhile, for one
+    /// share of the loop's time.
+    ///
+    /// The driver hears of what has ended when there is no more to do at once, or when it is much: most of
+    /// what an interrupt costs the guest does not depend on how many requests it is for.
+    fn serve(&mut self, queues: u64) -> Result<(), GuestFault> {
         let count = self.state.queues.len();
         let first = self.state.next_queue;
         self.state.next_queue = (first + 1) % count.max(1);
-        (first..count).chain(0..first).try_for_each(|index| self.take(index))?;
-        self.backend.submit();
-        self.notify(u64::MAX)
+        let mut share = SHARE;
+        self.reap()?;
+        while share.looks > 0 && share.bytes > 0 {
+            let mut found = false;
+            for index in (first..count).chain(0..first).filter(|index| queues & 1 << index != 0) {
+                found |= self.take(index, &mut share)?;
+            }
+            if !found {
+                return self.notify();
+            }
+            self.backend.submit();
+            // Much of what was submitted has ended by now: the page cache had it.
+            self.reap()?;
+            if self.state.bytes_untold >= UNTOLD_MAX {
+                self.notify()?;
+            }
+        }
+        self.again.call();
+        self.notify()
     }
 
-    /// Take what the driver has put into a queue, as far as the bounds of one wake go.
-    fn take(&mut self, index: usize) -> Result<(), GuestFault> {
-        let Some(queue) = self.state.ready_queue(index) else { return Ok(()) };
+    /// Take some of what the driver has put into a queue, and say whether anything was there. The driver is asked
+    /// to kick again only where nothing was: else this is called again.
+    fn take(&mut self, index: usize, share: &mut Share) -> Result<bool, GuestFault> {
+        let Some(queue) = self.state.ready_queue(index) else { return Ok(false) };
         queue.disable_kicks()?;
-        let mut left = CHAINS_PER_WAKE;
+        let mut found = false;
+        let bytes_before = self.state.bytes_under_way;
+        let mut taken = 0;
         // With no token left, or much under way, the next completion comes back here.
-        while left > 0 && !self.state.free_tokens.is_empty() && self.state.bytes_under_way < self.bytes_max {
+        while share.looks > 0
+            && taken < SUBMITTED_MAX
+            && !self.state.free_tokens.is_empty()
+            && self.state.bytes_under_way < self.bytes_max
+        {
             let Some(queue) = self.state.ready_queue(index) else { break };
-            left -= 1;
+            // Counted whether it finds anything or not, so that rings that cannot be read have an end too.
+            share.looks -= 1;
             if let Some(chain) = queue.pop()? {
                 if !self.limiter.is_open() {
                     // The driver need not kick: the limiter's timer comes back here.
                     queue.undo_pop();
-                    return Ok(());
+                    break;
                 }
+                found = true;
                 self.begin(index, chain)?;
-            } else if !queue.enable_kicks()? {
+                taken = self.state.bytes_under_way - bytes_before;
+            } else if found || !queue.enable_kicks()? {
                 break;
             }
         }
-        if left == 0 {
-            self.again.call();
-        }
-        Ok(())
+        share.bytes = share.bytes.saturating_sub(taken);
+        Ok(found)
     }
 
-    /// Tell the driver what has ended in these queues, a bit each.
-    fn notify(&mut self, queues: u64) -> Result<(), GuestFault> {
-        let touched = |queue: &&mut VirtQueue| queue.is_ready() && queues & 1 << queue.index() != 0;
-        self.state.queues.iter_mut().filter(touched).try_for_each(VirtQueue::notify)
+    /// Tell the driver what has ended.
+    fn notify(&mut self) -> Result<(), GuestFault> {
+        self.state.bytes_untold = 0;
+        self.state.queues.iter_mut().filter(|queue| queue.is_ready()).try_for_each(VirtQueue::notify)
     }
 
     /// Hand a request to the backend, or answer it.
@@ -246,7 +277,6 @@ impl<B: Backend> Block<B> {
 
     /// Answer what the backend has ended.
     fn reap(&mut self) -> Result<(), GuestFault> {
-        let mut touched: u64 = 0;
         while let Some(done) = self.next_completion() {
             let Completion { request: Request { token, operation }, result } = done;
             if let Operation::Read { buffers, .. } | Operation::Write { buffers, .. } = operation {
@@ -267,9 +297,9 @@ impl<B: Backend> Block<B> {
             let Some(queue) = self.state.queues.get_mut(usize::from(work.queue)) else { continue };
             answer(queue.memory(), work.status, outcome);
             queue.complete(work.head, work.written(outcome))?;
-            touched |= 1 << work.queue;
+            self.state.bytes_untold += work.bytes;
         }
-        self.notify(touched)
+        Ok(())
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
@@ -329,6 +359,7 @@ impl<B: Backend> VirtioDevice for Block<B> {
             under_way: vec![None; usize::from(slots)],
             free_tokens: (0..slots).collect(),
             bytes_under_way: 0,
+            bytes_untold: 0,
             spares: Spares::default(),
             queues,
         };
@@ -336,16 +367,10 @@ impl<B: Backend> VirtioDevice for Block<B> {
     }
 
     fn wake(&mut self, wake: Wake) -> Result<(), GuestFault> {
-        match wake {
-            Wake::Queue(index) => self.serve(usize::from(index))?,
-            Wake::Source(SOURCE_BACKEND) => {
-                self.reap()?;
-                self.serve_all()?;
-            }
-            Wake::Source(_) => self.serve_all()?,
-        }
-        // Much of what was submitted has ended by now: the page cache had it.
-        self.reap()
+        self.serve(match wake {
+            Wake::Queue(index) => 1 << index,
+            Wake::Source(_) => u64::MAX,
+        })
     }
 
     fn quiesce(&mut self) -> Result<(), GuestFault> {
@@ -354,7 +379,7 @@ impl<B: Backend> VirtioDevice for Block<B> {
             self.backend.wait_idle();
             self.reap()?;
         }
-        Ok(())
+        self.notify()
     }
 
     fn reset(&mut self) {
@@ -502,13 +527,15 @@ fn answer(memory: &Memory, status: GuestAddress, outcome: Status) {
 const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 const QUEUE_SIZE: u16 = 256;
 const QUEUES_MAX: u16 = 64;
-/// The index of the backend's event in [`VirtioDevice::sources`].
-const SOURCE_BACKEND: usize = 0;
 /// Mass storage, SCSI: what virtio-block calls itself on PCI.
 const PCI_CLASS_SCSI: u32 = 0x01_00_00;
 /// The token of a flush that no driver asked for.
 const WRITE_BACK: u16 = u16::MAX;
-/// So that a driver that never stops cannot keep the loop from the other devices.
-const CHAINS_PER_WAKE: usize = 512;
+const SHARE: Share = Share { looks: 512, bytes: 4 << 20 };
+/// How much may end, bytes, before the driver hears of it.
+const UNTOLD_MAX: u64 = 256 << 10;
+/// How much of a queue is submitted at once, bytes: what the page cache has is copied meanwhile, and not told of
+/// before.
+const SUBMITTED_MAX: u64 = 256 << 10;
 /// As much as drivers have under way, and seconds for a slow disk.
 const BYTES_MAX: u64 = 256 << 20;

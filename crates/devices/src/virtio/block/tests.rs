@@ -46,6 +46,8 @@ struct Inner {
     log: Vec<String>,
     /// Serve at once on submit.
     prompt: bool,
+    /// What the driver does while requests are submitted.
+    meanwhile: Option<Box<dyn FnMut() + Send>>,
     fail: Option<io::ErrorKind>,
 }
 
@@ -57,6 +59,7 @@ impl Ram {
             ended: VecDeque::new(),
             log: Vec::new(),
             prompt,
+            meanwhile: None,
             fail: None,
         };
         Self { inner: Arc::new(Mutex::new(inner)), event: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
@@ -137,6 +140,9 @@ impl Backend for Ram {
         self.inner.lock().unwrap().waiting.push_back(request);
     }
     fn submit(&mut self) {
+        if let Some(meanwhile) = &mut self.inner.lock().unwrap().meanwhile {
+            meanwhile();
+        }
         if self.inner.lock().unwrap().prompt {
             self.wait_idle();
         }
@@ -475,6 +481,38 @@ fn a_driver_that_offers_more_than_its_queue_holds_waits() {
     f.guest.ring(0).set_available_index(100 + 256);
     f.kick();
     assert_eq!(f.disk.waiting(), 256);
+}
+
+#[test]
+fn what_comes_while_others_are_served_needs_no_kick_and_no_interrupt_of_its_own() {
+    let mut f = fixture();
+    for _ in 0..5 {
+        f.add_read(0, 1);
+    }
+    // Of the five the device sees one, and one more with each that it submits.
+    f.guest.ring(0).set_available_index(1);
+    let (memory, available, used) =
+        (Arc::clone(&f.guest.memory), f.guest.ring(0).available, f.guest.ring(0).used);
+    let mut shown: u16 = 1;
+    f.disk.inner.lock().unwrap().meanwhile = Some(Box::new(move || {
+        assert_eq!(memory.read_obj::<u16>(GuestAddress(used)).unwrap(), 1, "VRING_USED_F_NO_NOTIFY");
+        shown = 5.min(shown + 1);
+        memory.write_obj(shown, GuestAddress(available + 2)).unwrap();
+    }));
+    f.kick();
+    assert_eq!((f.used(0), f.guest.interrupts.of_queue(0)), (5, 1));
+    assert_eq!(f.read(used, 2), [0, 0], "kicks are wanted again");
+}
+
+#[test]
+fn what_has_ended_is_not_kept_from_the_driver_until_all_has() {
+    let mut f = fixture();
+    // 32 KiB each, of which 256 are told.
+    for _ in 0..17 {
+        f.add_read(0, 64);
+    }
+    f.kick();
+    assert_eq!((f.used(0), f.guest.interrupts.of_queue(0)), (17, 3));
 }
 
 #[test]
