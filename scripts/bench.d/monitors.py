@@ -21,6 +21,8 @@ WORKED_LINE = b"?"
 # Between two bytes of a guest that prints again and again.
 PAUSE_STEPS = 512
 SOCKET_THERE_S = 10
+# So long no job and no boot is silent, on a counted lab either; a guest that has panicked is.
+SILENT_S = 180
 NUMBERS = itertools.count()
 # Every descriptor beyond the standard ones that a machine process is given lies here or above.
 FIRST_FD = 10
@@ -101,8 +103,12 @@ class Process:
     def read_until(self, line):
         """What the console shows until it has shown the line."""
         shown = b""
+        self.console.settimeout(SILENT_S)
         while line not in shown:
-            piece = self.console.recv(65536)
+            try:
+                piece = self.console.recv(65536)
+            except TimeoutError:
+                raise Failed(f"{self.launch.argv[0]} was silent for {SILENT_S} s: {self.words(shown)}") from None
             if not piece:
                 raise Failed(f"{self.launch.argv[0]} ended early: {self.words(shown)}")
             shown += piece
@@ -119,6 +125,7 @@ class Process:
     def end(self):
         """Waits for the end. Nanoseconds from start to end, and the CPU time in between."""
         rest = b""
+        self.console.settimeout(None)
         while piece := self.console.recv(65536):
             rest += piece
         _, status, usage = os.wait4(self.pid, 0)
