@@ -112,6 +112,7 @@ class Process:
             if not piece:
                 raise Failed(f"{self.launch.argv[0]} ended early: {self.words(shown)}")
             shown += piece
+        self.console.settimeout(None)
         return shown
 
     def say(self, line):
@@ -125,7 +126,6 @@ class Process:
     def end(self):
         """Waits for the end. Nanoseconds from start to end, and the CPU time in between."""
         rest = b""
-        self.console.settimeout(None)
         while piece := self.console.recv(65536):
             rest += piece
         _, status, usage = os.wait4(self.pid, 0)

@@ -119,6 +119,12 @@ struct Share {
     bytes: u64,
 }
 
+impl Share {
+    fn is_used_up(&self) -> bool {
+        self.looks == 0 || self.bytes == 0
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Read,
@@ -181,12 +187,12 @@ impl<B: Backend> Block<B> {
         self.state.next_queue = (first + 1) % count.max(1);
         let mut share = SHARE;
         self.reap()?;
-        while share.looks > 0 && share.bytes > 0 {
+        while !share.is_used_up() {
             let mut found = false;
             for index in (first..count).chain(0..first).filter(|index| queues & 1 << index != 0) {
                 found |= self.take(index, &mut share)?;
             }
-            if !found {
+            if !found && !share.is_used_up() {
                 return self.notify();
             }
             self.backend.submit();
@@ -201,7 +207,8 @@ impl<B: Backend> Block<B> {
     }
 
     /// Take some of what the driver has put into a queue, and say whether anything was there. The driver is asked
-    /// to kick again only where nothing was: else this is called again.
+    /// to kick again only where nothing was: else this is called again, in this wake or, once the share is used
+    /// up, in the next.
     fn take(&mut self, index: usize, share: &mut Share) -> Result<bool, GuestFault> {
         let Some(queue) = self.state.ready_queue(index) else { return Ok(false) };
         queue.disable_kicks()?;
@@ -209,7 +216,7 @@ impl<B: Backend> Block<B> {
         let bytes_before = self.state.bytes_under_way;
         let mut taken = 0;
         // With no token left, or much under way, the next completion comes back here.
-        while share.looks > 0
+        while !share.is_used_up()
             && taken < SUBMITTED_MAX
             && !self.state.free_tokens.is_empty()
             && self.state.bytes_under_way < self.bytes_max
@@ -225,12 +232,13 @@ impl<B: Backend> Block<B> {
                 }
                 found = true;
                 self.begin(index, chain)?;
-                taken = self.state.bytes_under_way - bytes_before;
+                let more = self.state.bytes_under_way - bytes_before - taken;
+                taken += more;
+                share.bytes = share.bytes.saturating_sub(more);
             } else if found || !queue.enable_kicks()? {
                 break;
             }
         }
-        share.bytes = share.bytes.saturating_sub(taken);
         Ok(found)
     }
 
@@ -253,7 +261,7 @@ impl<B: Backend> Block<B> {
         };
         let (outcome, written) = match work {
             Work::Disk(operation) => {
-                // `serve` saw to it that there is a token.
+                // `take` saw to it that there is a token.
                 let Some(token) = free_tokens.pop() else { return Ok(()) };
                 if let Some(slot) = under_way.get_mut(usize::from(token)) {
                     let work = UnderWay::new(queue.index(), head, status, &operation, *write_through);

@@ -505,6 +505,25 @@ fn what_comes_while_others_are_served_needs_no_kick_and_no_interrupt_of_its_own(
 }
 
 #[test]
+fn a_queue_for_which_no_look_was_left_is_looked_at_in_the_next_wake() {
+    let mut f = fixture_with(true, F_FLUSH, &Options { queues: 2, ..options() });
+    let chain = [f.guest.buffer(&header(GET_ID, 0)), f.guest.room(20), f.guest.room(1)];
+    let head = f.guest.ring(0).add(&chain);
+    (1..256).for_each(|_| f.guest.ring(0).make_available(head));
+    let (memory, available) = (Arc::clone(&f.guest.memory), f.guest.ring(0).available);
+    // 257 looks at the first queue and one at the second; 252 and one; and the last one at the first.
+    f.disk.inner.lock().unwrap().meanwhile =
+        Some(Box::new(move || memory.write_obj::<u16>(256 + 251, GuestAddress(available + 2)).unwrap()));
+    let flags = [0, 1].map(|queue| f.guest.ring(queue).used);
+    let kicks_unwanted = |f: &Fixture| flags.map(|flags| f.read(flags, 1) == [1]);
+    let wake = |f: &mut Fixture| f.device.wake(Wake::Source(1)).unwrap();
+    wake(&mut f);
+    assert!(kicks_unwanted(&f)[1] && f.device.again.is_called());
+    wake(&mut f);
+    assert!(kicks_unwanted(&f) == [false, false] && !f.device.again.is_called());
+}
+
+#[test]
 fn what_has_ended_is_not_kept_from_the_driver_until_all_has() {
     let mut f = fixture();
     // 32 KiB each, of which 256 are told.
