@@ -9,7 +9,7 @@
 
 use std::{
     arch::x86_64::_rdtsc,
-    hint, io,
+    io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
@@ -225,7 +225,7 @@ impl EventLoop {
             let timeout = if patient { NOT_AT_ALL } else { FOREVER };
             match self.epoll.wait(timeout, &mut self.ready) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(0) => hint::spin_loop(),
+                Ok(0) => {}
                 result => break result?,
             }
         };

@@ -154,7 +154,8 @@ rules! {
 
     // Threads.
     SYS_clone [Long(0, THREAD)] by Main: "a thread of this process, and nothing else";
-    SYS_sched_getaffinity by Main: "the C library, where a thread asks for the bounds of its stack";
+    SYS_sched_getaffinity by Main: "the event loop looks longer where there are several processors; the C library, \
+        where a thread asks for the bounds of its stack";
     SYS_set_robust_list by Main: "the C library, at the beginning of a thread";
     SYS_rseq by Main: "the C library, at the beginning of a thread";
     SYS_prctl [Int(0, PR_SET_NAME)] by Main: "a thread says what it is called";

@@ -213,7 +213,6 @@ impl<B: Backend> Block<B> {
         let Some(queue) = self.state.ready_queue(index) else { return Ok(false) };
         queue.disable_kicks()?;
         let mut found = false;
-        let bytes_before = self.state.bytes_under_way;
         let mut taken = 0;
         // With no token left, or much under way, the next completion comes back here.
         while !share.is_used_up()
@@ -231,10 +230,11 @@ impl<B: Backend> Block<B> {
                     break;
                 }
                 found = true;
+                let before = self.state.bytes_under_way;
                 self.begin(index, chain)?;
-                let more = self.state.bytes_under_way - bytes_before - taken;
-                taken += more;
-                share.bytes = share.bytes.saturating_sub(more);
+                let bytes = self.state.bytes_under_way - before;
+                taken += bytes;
+                share.bytes = share.bytes.saturating_sub(bytes);
             } else if found || !queue.enable_kicks()? {
                 break;
             }
