@@ -33,8 +33,8 @@ fn a_life() {
     assert_eq!(daemon.machine_process(&id), process);
 
     let boot = ssh(&key, &address, "cat /proc/sys/kernel/random/boot_id");
-    ssh(&key, &address, "echo kept >/root/kept && sync");
-    daemon.cli(&["reboot", &id]);
+    ssh(&key, &address, "echo kept >/root/kept");
+    daemon.cli(&["reboot", &id, "--wait"]);
     poll("it has booted again", || {
         try_ssh(&key, &address, "cat /proc/sys/kernel/random/boot_id").filter(|now| *now != boot)
     });
@@ -98,7 +98,7 @@ fn an_instance_store() {
     assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/size").trim(), (4_000_000_000_u64 / 512).to_string());
     let serial = format!("AWS{}", id.trim_start_matches("i-"));
     assert_eq!(ssh(&key, &address, "cat /sys/block/vdb/serial").trim(), serial);
-    ssh(&key, &address, "echo here >/dev/vdb && sync");
+    ssh(&key, &address, "echo here >/dev/vdb");
     daemon.cli(&["reboot", &id]);
     poll("it has booted again", || {
         try_ssh(&key, &address, "cat /proc/sys/kernel/random/boot_id").filter(|now| *now != boot)

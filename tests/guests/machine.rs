@@ -246,7 +246,7 @@ impl Machine {
 
     /// `PUT /machine/power`.
     pub(crate) fn power(&self, action: control::PowerAction) {
-        let body = serde_json::to_string(&control::PowerRequest { action }).unwrap();
+        let body = serde_json::to_string(&control::PowerRequest::from(action)).unwrap();
         self.request("PUT", "/machine/power", &body);
     }
 

@@ -62,9 +62,16 @@ fn a_machine_and_its_reboots() {
         assert_eq!(machine.sh("cat /root/note"), "kept by the machine");
         assert_eq!(machine.sh("nproc"), "2");
     }
+    // Nothing is lost that the guest has not written back: it is asked.
+    machine.sh("echo written late >/root/note");
+    machine.power(PowerAction::Reboot);
+    machine.wait_for_event(|event| matches!(event, Event::Reset { .. }).then_some(()));
+    shell(&mut machine);
+    assert_eq!(machine.sh("cat /root/note"), "written late");
     machine.power(PowerAction::Reset);
     shell(&mut machine);
     assert_eq!(machine.process(), process);
+    assert_eq!(machine.view().reboots, 5);
 
     machine.power(PowerAction::PowerButton);
     assert_eq!(machine.end(), 0);

@@ -15,7 +15,7 @@ pub struct Config {
     pub cpu_overcommit: f64,
     /// Memory that is given away for each byte of the host's.
     pub memory_overcommit: f64,
-    /// What a guest has to power off after the button was pressed, before its power is cut.
+    /// What a guest has to shut down after the button was pressed, before its power is cut or it is reset.
     pub stop_grace: Duration,
     /// After a reboot of the host, instances that were running are started again; else they are stopped.
     pub restart_on_boot: bool,

@@ -22,6 +22,9 @@ pub(crate) async fn follow(cloud: Arc<Inner>, mut told: broadcast::Receiver<News
                     cloud.wake(&instance);
                 }
                 NewsKind::Rebooted => {
+                    if cloud.reconcilers.rebooted(&instance, generation) {
+                        cloud.wake(&instance);
+                    }
                     guests.report(&cloud, instance, events::EventKind::Rebooted, "the machine boots again");
                 }
                 NewsKind::Panicked => {

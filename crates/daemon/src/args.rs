@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RATIO", default_value_t = 1.0, value_parser = ratio)]
     pub(crate) memory_overcommit: f64,
 
-    /// How long a guest may take to power off before it is forced, such as 90s or 5m
+    /// How long a guest may take to power off or reboot before it is forced, such as 90s or 5m
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub(crate) stop_grace: Duration,
 

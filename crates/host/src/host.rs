@@ -4,7 +4,7 @@
 //! error. Everything is named after its resource's id, so that [`Host::inventory`] can tell what is whose
 //! after any crash.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use ec2vmm_model::{
@@ -62,8 +62,10 @@ pub trait Host: Send + Sync + 'static {
     /// Presses the power button. Returns at once; the guest takes its time, or does not listen.
     async fn press_power_button(&self, instance: &InstanceId) -> Result<(), Error>;
 
-    /// Resets the machine in place: same process, same memory and devices, booted again.
-    async fn reset_machine(&self, instance: &InstanceId) -> Result<(), Error>;
+    /// Has the machine reboot in place: same process, same memory and devices, booted again. The guest is asked
+    /// to shut down first, and reset when it takes longer than `grace`. Returns at once; [`NewsKind::Rebooted`]
+    /// tells when it is done. Who presses the power button meanwhile has it power off instead.
+    async fn reboot_machine(&self, instance: &InstanceId, grace: Duration) -> Result<(), Error>;
 
     /// Ends the machine process at once and returns when it is gone.
     async fn kill_machine(&self, instance: &InstanceId) -> Result<(), Error>;

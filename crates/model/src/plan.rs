@@ -7,10 +7,10 @@
 //! Steps end: from any state and any host, repeating them comes to [`Step::Done`] or [`Step::WaitUntil`],
 //! if the host does what it is asked.
 //!
-//! **Reboot** is a reset in place: same process, devices and addresses. `RebootInstances` asks the guest and
-//! resets it after four minutes; ours has only the power button to be asked by, which ends the machine
-//! process, so that it is reset at once. What the guest's file systems were told to keep is kept, as with a
-//! reset button. An agent in the guest can be asked here, where [`Step::Reset`] is chosen.
+//! **Reboot** is in place: same process, devices and addresses. As with `RebootInstances` the guest is asked, and
+//! reset when it takes too long. The machine sees to both by itself, so that a daemon which dies meanwhile is not
+//! missed. The next one does not know that it was asked: it asks again, which changes nothing while the guest
+//! shuts down, and reboots it once more where it had done so already.
 
 use crate::{
     ids::VolumeId,
@@ -36,6 +36,8 @@ pub struct Observed {
     pub volumes: Vec<SeenVolume>,
     /// The presses of the power button that are remembered.
     pub button: Option<ButtonPress>,
+    /// The reboot that the machine was asked for, if it is remembered.
+    pub reboot: Option<RebootAsked>,
     /// The last failure on the way to a running machine that is remembered.
     pub failed_start: Option<FailedStart>,
 }
@@ -93,6 +95,17 @@ pub struct ButtonPress {
     pub last: Time,
 }
 
+/// A machine that was asked to reboot.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RebootAsked {
+    /// Which.
+    pub generation: u64,
+    /// When.
+    pub at: Time,
+    /// It has rebooted since.
+    pub done: bool,
+}
+
 /// Failures on the way to a running machine: of the start itself, or of a step before.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FailedStart {
@@ -117,8 +130,8 @@ pub enum Step {
     EnsureInterface,
     /// Start a machine with the instance's generation. A failure is remembered as [`FailedStart`].
     StartMachine,
-    /// Reset the machine in place, then record [`News::Rebooted`].
-    Reset,
+    /// Ask the machine to reboot in place, and remember it as [`RebootAsked`].
+    Reboot,
     /// Press the power button, and remember it as [`ButtonPress`].
     PressPowerButton,
     /// End the machine process.
@@ -203,7 +216,7 @@ fn keep(instance: &Instance, seen: &Observed) -> Step {
                 return step;
             }
             match instance.reboot_requested {
-                Some(_) => Step::Reset,
+                Some(_) => reboot(seen, *generation),
                 None => Step::Done,
             }
         }
@@ -214,6 +227,18 @@ fn keep(instance: &Instance, seen: &Observed) -> Step {
         Machine::Ended { .. } => Step::RemoveMachine,
         Machine::Absent => Step::Record(News::Ended(End::Vanished)),
     }
+}
+
+/// Has a machine that runs reboot.
+fn reboot(seen: &Observed, generation: u64) -> Step {
+    let asked = seen.reboot.filter(|asked| asked.generation == generation);
+    if asked.is_some_and(|asked| asked.done) {
+        return Step::Record(News::Rebooted);
+    }
+    // One that was asked before a clock went back was so nobody knows how long ago.
+    let Some(asked) = asked.filter(|asked| asked.at <= seen.now) else { return Step::Reboot };
+    let until = asked.at.plus_ms(seen.grace_ms.saturating_add(REBOOT_MARGIN_MS));
+    if seen.now < until { Step::WaitUntil(until) } else { Step::Reboot }
 }
 
 /// A daemon that was started anew has to serve the network of machines that ran on, too.
@@ -282,6 +307,8 @@ pub const STARTS_MAX: u32 = 4;
 pub const TERMINATED_SHOWN_MS: u64 = 60 * 60 * 1000;
 /// A guest that is still booting does not hear its button: it is pressed again after this time.
 pub const PRESS_AGAIN_MS: u64 = 5_000;
+/// When a machine that was to reset its guest has not told so, it is asked again.
+const REBOOT_MARGIN_MS: u64 = 10_000;
 const BACKOFF_MS: u64 = 500;
 const BACKOFF_MS_MAX: u64 = 60_000;
 const BACKOFF_DOUBLINGS_MAX: u32 = 7;

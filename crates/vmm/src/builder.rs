@@ -154,6 +154,7 @@ fn build(
         what: "making the timer of the watch",
         source: error.into(),
     })?;
+    let reboot_timer = MonotonicTimer::new().map_err(MachineError::system("making the timer of reboots"))?;
     Ok(move |report| Machine {
         kvm,
         memory,
@@ -175,6 +176,8 @@ fn build(
         event_loop,
         mailbox,
         watch_timer,
+        reboot_timer,
+        reboot: None,
         counters: Arc::default(),
         state: State::Starting,
         end: None,

@@ -39,6 +39,8 @@ pub enum Source {
     Lifeline,
     /// It is time to look after the vCPUs.
     Watch,
+    /// It is time to see whether the guest reboots.
+    Reboot,
     /// The driver has kicked a queue.
     Queue {
         /// Which device.
@@ -73,6 +75,7 @@ impl Source {
             Self::ConsoleClients => of(8),
             Self::Events => of(9),
             Self::Watch => of(10),
+            Self::Reboot => of(11),
         }
     }
 
@@ -92,6 +95,7 @@ impl Source {
             8 => Self::ConsoleClients,
             9 => Self::Events,
             10 => Self::Watch,
+            11 => Self::Reboot,
             _ => return None,
         })
     }
@@ -338,6 +342,7 @@ mod tests {
             Source::Events,
             Source::Lifeline,
             Source::Watch,
+            Source::Reboot,
             Source::Queue { slot: SlotId(31), queue: 1023 },
             Source::Queue { slot: SlotId(u32::MAX), queue: u16::MAX },
             Source::Device { slot: SlotId(7), source: 3 },

@@ -9,6 +9,7 @@
 
 pub(crate) mod answers;
 mod parts;
+mod reboot;
 
 use std::{
     io,
@@ -24,6 +25,7 @@ use ec2vmm_devices::{
     Memory,
     pci::{PciBus, virtio::BAR_LEN},
     rtc::Rtc,
+    time::Timer,
     virtio::Wake,
 };
 use ec2vmm_vmm_api::{
@@ -34,11 +36,12 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
+use self::reboot::Reboot;
 use crate::{
     block::Rings,
     boot_source::BootSource,
     bus::Bus,
-    clock::HostClock,
+    clock::{HostClock, MonotonicTimer},
     console::Console,
     control::ControlServer,
     error::MachineError,
@@ -93,6 +96,10 @@ pub struct Machine {
     pub(crate) mailbox: Mailbox,
     /// Rings when it is time to look after the vCPUs; none if nobody does.
     pub(crate) watch_timer: Option<TimerFd>,
+    /// Rings when it is time to see whether the guest reboots.
+    pub(crate) reboot_timer: MonotonicTimer,
+    /// The guest was asked to reboot.
+    pub(crate) reboot: Option<Reboot>,
     pub(crate) counters: Arc<ExitCounters>,
     pub(crate) state: State,
     /// What the guest or others have asked for, and is done when all that came with it is.
@@ -192,6 +199,7 @@ impl Machine {
             }
             self.state = State::Rebooting;
             self.reboots += 1;
+            self.reboot = None;
             self.tell(|us| Event::Reset { us });
             self.unplug_leaving();
             self.console.reset();
@@ -215,6 +223,7 @@ impl Machine {
             if let Some(timer) = &self.watch_timer {
                 self.event_loop.watch(timer.as_raw_fd(), Source::Watch)?;
             }
+            self.event_loop.watch_edges(self.reboot_timer.descriptor(), Source::Reboot)?;
             if let Some(lifeline) = &self.lifeline {
                 self.event_loop.watch_hangup(lifeline, Source::Lifeline)?;
             }
@@ -385,6 +394,7 @@ impl Machine {
             Source::Events => self.report.ready(),
             Source::Control => self.answer(run),
             Source::Watch => self.look_after(run),
+            Source::Reboot => self.see_to_reboot(run),
             Source::Lifeline => self.end_with(End::Exit(Exit::Abandoned, None)),
         }
     }
@@ -473,8 +483,11 @@ impl Machine {
                 ));
             }
             Notice::VcpuEnded { end } => {
-                if let Some(end) = vcpu_ended(end) {
-                    self.end_with(end);
+                match vcpu_ended(end) {
+                    // What it was asked to shut down for.
+                    Some(End::Exit(Exit::PowerOff, _)) if self.reboot.is_some() => self.end_with(End::Reset),
+                    Some(end) => self.end_with(end),
+                    None => {}
                 }
             }
         }

@@ -21,7 +21,7 @@ pub(crate) struct PowerButton {
 impl PowerButton {
     /// Asks. The request is short enough never to wait for the machine.
     pub(crate) fn press(control: &Dialer) -> io::Result<Self> {
-        let body = serde_json::to_string(&PowerRequest { action: PowerAction::PowerButton })?;
+        let body = serde_json::to_string(&PowerRequest::from(PowerAction::PowerButton))?;
         let mut stream = control.connect()?;
         stream.set_nonblocking(true)?;
         write!(

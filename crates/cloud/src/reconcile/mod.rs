@@ -191,6 +191,11 @@ impl Reconcilers {
         self.with(instance, |entry| entry.seen.ended(generation, machine));
     }
 
+    /// A machine has rebooted. True if it was asked to.
+    pub(crate) fn rebooted(&self, instance: &InstanceId, generation: u64) -> bool {
+        self.with(instance, |entry| entry.seen.rebooted(generation)).unwrap_or(false)
+    }
+
     /// The request that the present start is for was made now.
     pub(crate) fn start_requested(&self, instance: &InstanceId, generation: u64) {
         self.entries().entry(instance.clone()).or_default().seen.start_requested(generation);

@@ -6,7 +6,7 @@ use ec2vmm_model::{
     Instance, Time,
     ids::VolumeId,
     lifecycle::{End, StartFailure, State},
-    plan::{self, ButtonPress, FailedStart, Machine, Observed, Presence, SeenVolume, Step},
+    plan::{self, ButtonPress, FailedStart, Machine, Observed, Presence, RebootAsked, SeenVolume, Step},
     volumes::Volume,
 };
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ pub(crate) struct Seen {
     /// A machine was seen to run since the cloud took over.
     pub(crate) ran: bool,
     button: Option<Pressed>,
+    pub(crate) reboot: Option<Rebooting>,
     start: Option<Start>,
     failed_start: Option<(u64, u32, Instant, StartFailure)>,
     failed: Option<Failed>,
@@ -34,6 +35,14 @@ struct Pressed {
     generation: u64,
     first: Instant,
     last: Instant,
+}
+
+/// A machine that was asked to reboot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rebooting {
+    generation: u64,
+    asked: Instant,
+    done: bool,
 }
 
 /// A start that is under way.
@@ -62,6 +71,7 @@ impl Default for Seen {
             volumes: HashMap::new(),
             ran: false,
             button: None,
+            reboot: None,
             start: None,
             failed_start: None,
             failed: None,
@@ -96,6 +106,11 @@ impl Seen {
                 generation,
                 at: ago(first),
                 last: ago(last),
+            }),
+            reboot: self.reboot.map(|Rebooting { generation, asked, done }| RebootAsked {
+                generation,
+                at: ago(asked),
+                done,
             }),
             failed_start: self.failed_start.as_ref().map(|(generation, count, at, failure)| FailedStart {
                 generation: *generation,
@@ -167,6 +182,18 @@ impl Seen {
         }
     }
 
+    pub(crate) fn asked_to_reboot(&mut self) {
+        if let Machine::Running { generation } = self.machine {
+            self.reboot = Some(Rebooting { generation, asked: Instant::now(), done: false });
+        }
+    }
+
+    /// A machine has rebooted. True if it was asked to.
+    pub(crate) fn rebooted(&mut self, generation: u64) -> bool {
+        let asked = self.reboot.as_mut().filter(|reboot| reboot.generation == generation);
+        asked.map(|reboot| reboot.done = true).is_some()
+    }
+
     pub(crate) fn start_requested(&mut self, generation: u64) {
         if self.start.as_ref().is_none_or(|start| start.generation != generation) {
             self.start = Some(Start { generation, requested: Instant::now(), steps: Vec::new() });
@@ -233,7 +260,7 @@ fn name_of(step: &Step) -> &'static str {
         Step::EnsureNetwork => "make network",
         Step::EnsureInterface => "make interface",
         Step::StartMachine => "start machine",
-        Step::Reset => "reset machine",
+        Step::Reboot => "reboot machine",
         Step::PressPowerButton => "press power button",
         Step::KillMachine => "kill machine",
         Step::RemoveMachine => "remove old machine",

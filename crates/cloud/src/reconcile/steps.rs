@@ -48,9 +48,13 @@ impl Inner {
                 self.reconcilers.with(id, |entry| entry.seen.interface = Presence::Present);
             }
             Step::StartMachine => self.start_machine(stored).await?,
-            Step::Reset => {
-                self.host.reset_machine(id).await?;
-                self.record(stored, News::Rebooted).await?;
+            Step::Reboot => {
+                // First: it may be done, and tell so, before it has answered.
+                self.reconcilers.with(id, |entry| entry.seen.asked_to_reboot());
+                if let Err(error) = self.host.reboot_machine(id, self.config.stop_grace).await {
+                    self.reconcilers.with(id, |entry| entry.seen.reboot = None);
+                    return Err(error.into());
+                }
             }
             Step::PressPowerButton => {
                 self.host.press_power_button(id).await?;
@@ -73,7 +77,12 @@ impl Inner {
                 self.forget_volume(volume).await?;
                 self.saw_volume(id, volume, Presence::Absent);
             }
-            Step::Record(news) => self.record(stored, news.clone()).await?,
+            Step::Record(news) => {
+                self.record(stored, news.clone()).await?;
+                if *news == News::Rebooted {
+                    self.reconcilers.with(id, |entry| entry.seen.reboot = None);
+                }
+            }
             Step::Forget => {
                 self.host.forget_console(id).await?;
                 self.forget(stored).await?;

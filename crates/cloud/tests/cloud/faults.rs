@@ -107,7 +107,7 @@ async fn the_way_out_is_gone_until_the_end() {
 async fn a_request_overtakes_a_step_that_fails_all_the_time() {
     let world = World::new().await;
     let id = world.running().await;
-    world.host.fail(Operation::ResetMachine, usize::MAX, Fault::Other);
+    world.host.fail(Operation::RebootMachine, usize::MAX, Fault::Other);
     world.cloud.reboot_instances(&ids(&[&id])).await.unwrap();
     tokio::time::sleep(Duration::from_secs(300)).await;
     world.cloud.stop_instances(&ids(&[&id]), true).await.unwrap();

@@ -88,6 +88,66 @@ async fn a_whole_life() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_is_asked_to_reboot() {
+    let world = World::new().await;
+    let id = world.running().await;
+    let one = ids(&[&id]);
+    let console = async || world.cloud.console_output(&id).await.unwrap().bytes;
+    let before = console().await;
+    for _ in 0..3 {
+        // More than once is once.
+        world.cloud.reboot_instances(&one).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(world.record(&id).await.reboot_requested.is_some());
+    assert_eq!(console().await, before, "the guest shuts down");
+    world.settle().await;
+    assert_eq!(world.record(&id).await.reboot_requested, None);
+    assert_eq!(console().await, [before, b"\r\nreboot: Restarting system\r\n".to_vec()].concat());
+    // The next is one again.
+    world.cloud.reboot_instances(&one).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(world.record(&id).await.reboot_requested.is_some());
+    world.settle().await;
+    assert!(console().await.ends_with(b"Restarting system\r\n\r\nreboot: Restarting system\r\n"));
+    assert_eq!(world.state(&id).await, State::Running);
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_listen_is_reset() {
+    let world = World::new().await;
+    let id = world.running().await;
+    world.host.guest_ignores_power_button(&world.id(&id));
+    world.cloud.reboot_instances(&ids(&[&id])).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    assert!(world.record(&id).await.reboot_requested.is_some());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.record(&id).await.reboot_requested, None);
+    assert_eq!(world.state(&id).await, State::Running);
+    world.settle().await;
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_takes_the_place_of_a_reboot() {
+    let world = World::new().await;
+    let id = world.running().await;
+    let one = ids(&[&id]);
+    world.cloud.reboot_instances(&one).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.cloud.stop_instances(&one, false).await.unwrap();
+    world.settle().await;
+    assert_eq!(world.state(&id).await, State::Stopped);
+    world.cloud.start_instances(&one).await.unwrap();
+    world.settle().await;
+    assert_eq!(world.state(&id).await, State::Running);
+    let console = world.cloud.console_output(&id).await.unwrap();
+    assert!(!String::from_utf8_lossy(&console.bytes).contains("Restarting"));
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_listen_loses_its_power() {
     let world = World::new().await;
     let id = world.running().await;

@@ -11,7 +11,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Disks, LAYERS_MAX, Machine, Metrics, Net, NetLimits, Nets,
-        PowerAction, PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, SnapshotTaken,
     },
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -89,8 +89,8 @@ impl Control {
     }
 
     /// Does something to its power.
-    pub async fn power(&self, action: PowerAction) -> Result<(), Error> {
-        self.whole(Method::PUT, "/machine/power", json(&PowerRequest { action })?, Vec::new()).await?;
+    pub async fn power(&self, request: impl Into<PowerRequest>) -> Result<(), Error> {
+        self.whole(Method::PUT, "/machine/power", json(&request.into())?, Vec::new()).await?;
         Ok(())
     }
 

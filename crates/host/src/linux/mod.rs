@@ -29,7 +29,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -40,7 +40,7 @@ use ec2vmm_model::{
 use ec2vmm_vmm_api::{
     SandboxKind,
     config::QUEUES_USUAL_MAX,
-    control::{Metrics, PowerAction},
+    control::{Metrics, PowerAction, PowerRequest},
 };
 use tokio::sync::broadcast;
 
@@ -214,9 +214,9 @@ impl Shared {
         self.machines.start(plan, &self.volumes, nets, steps).await
     }
 
-    async fn power(&self, instance: &InstanceId, action: PowerAction) -> Result<(), Error> {
+    async fn power(&self, instance: &InstanceId, request: impl Into<PowerRequest>) -> Result<(), Error> {
         let life = self.machines.running(instance).await?;
-        machines::control(&life).power(action).await.map_err(|error| machines::refused(&life, &error))
+        machines::control(&life).power(request).await.map_err(|error| machines::refused(&life, &error))
     }
 }
 
@@ -286,8 +286,9 @@ impl Host for Linux {
         self.shared.power(instance, PowerAction::PowerButton).await
     }
 
-    async fn reset_machine(&self, instance: &InstanceId) -> Result<(), Error> {
-        self.shared.power(instance, PowerAction::Reset).await
+    async fn reboot_machine(&self, instance: &InstanceId, grace: Duration) -> Result<(), Error> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.shared.power(instance, PowerRequest::reboot(grace_ms)).await
     }
 
     async fn kill_machine(&self, instance: &InstanceId) -> Result<(), Error> {

@@ -23,9 +23,22 @@ pub(super) struct Machine {
     ended: Option<Ending>,
     guest: Guest,
     load: Load,
-    powering_off: Option<AbortHandle>,
+    shutting_down: Option<ShutDown>,
     /// Lines to its console: they end when it does.
     lines: JoinSet<()>,
+}
+
+/// A guest that shuts down.
+struct ShutDown {
+    then: Then,
+    task: AbortHandle,
+}
+
+/// What comes after a guest has shut down.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Then {
+    PowerOff,
+    Reboot,
 }
 
 /// How a guest behaves.
@@ -80,6 +93,20 @@ impl Machine {
         self.ended.is_none()
     }
 
+    fn shut_down(&mut self, then: Then, takes: Duration, done: impl FnOnce() + Send + 'static) {
+        let guest = tokio::spawn(async move {
+            tokio::time::sleep(takes).await;
+            done();
+        });
+        self.shutting_down = Some(ShutDown { then, task: guest.abort_handle() });
+    }
+
+    fn stay_up(&mut self) {
+        if let Some(ShutDown { task, .. }) = self.shutting_down.take() {
+            task.abort();
+        }
+    }
+
     /// Names of what it uses alone.
     fn uses(&self) -> impl Iterator<Item = &str> {
         let volumes = self.plan.volumes.iter().map(VolumeId::as_str);
@@ -93,8 +120,8 @@ impl Simulated {
     pub fn guest_ignores_power_button(&self, instance: &InstanceId) {
         if let Some(machine) = self.state().machines.get_mut(instance) {
             machine.guest.power_off_takes = None;
-            if let Some(task) = machine.powering_off.take() {
-                task.abort();
+            if machine.shutting_down.as_ref().is_some_and(|it| it.then == Then::PowerOff) {
+                machine.stay_up();
             }
         }
     }
@@ -107,7 +134,7 @@ impl Simulated {
     /// The guest reboots by itself.
     pub fn guest_reboots(&self, instance: &InstanceId) {
         // A guest that is not there does not reboot.
-        let _ = self.reset(instance);
+        let _ = self.reset(instance, None);
     }
 
     /// The guest's kernel panics, and stays so.
@@ -169,7 +196,7 @@ impl Simulated {
             ended: None,
             guest: Guest { power_off_takes: Some(self.shared.settings.power_off_takes) },
             load: Load { wanted_millicpus: 0, throttle: plan.throttle, since: Instant::now(), used_us: 0 },
-            powering_off: None,
+            shutting_down: None,
             lines: JoinSet::new(),
         };
         state.in_use.extend(machine.uses().map(|used| (used.to_owned(), plan.instance.clone())));
@@ -181,26 +208,40 @@ impl Simulated {
     pub(super) fn press(&self, instance: &InstanceId) -> Result<(), Error> {
         let mut state = self.state();
         let machine = running(&mut state, instance)?;
-        let Some(takes) = machine.guest.power_off_takes.filter(|_| machine.powering_off.is_none()) else {
-            return Ok(());
-        };
+        match &machine.shutting_down {
+            Some(ShutDown { then: Then::PowerOff, .. }) => return Ok(()),
+            Some(ShutDown { then: Then::Reboot, .. }) => machine.stay_up(),
+            None => {}
+        }
+        let Some(takes) = machine.guest.power_off_takes else { return Ok(()) };
         let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
         let ending = Ending::Told { exit: Exit::PowerOff, failure: None };
-        let guest = tokio::spawn(async move {
-            tokio::time::sleep(takes).await;
-            host.end(&instance, Some(generation), ending);
-        });
-        machine.powering_off = Some(guest.abort_handle());
+        machine.shut_down(Then::PowerOff, takes, move || host.end(&instance, Some(generation), ending));
         Ok(())
     }
 
-    pub(super) fn reset(&self, instance: &InstanceId) -> Result<(), Error> {
+    pub(super) fn ask_to_reboot(&self, instance: &InstanceId, grace: Duration) -> Result<(), Error> {
+        let mut state = self.state();
+        let machine = running(&mut state, instance)?;
+        if machine.shutting_down.is_some() {
+            return Ok(());
+        }
+        let takes = machine.guest.power_off_takes.map_or(grace, |takes| takes.min(grace));
+        let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
+        // One that has ended meanwhile does not reboot.
+        machine.shut_down(Then::Reboot, takes, move || drop(host.reset(&instance, Some(generation))));
+        Ok(())
+    }
+
+    /// Resets a machine, of this generation if one is given.
+    fn reset(&self, instance: &InstanceId, only: Option<u64>) -> Result<(), Error> {
         let generation = {
             let mut state = self.state();
             let machine = running(&mut state, instance)?;
-            if let Some(task) = machine.powering_off.take() {
-                task.abort();
+            if only.is_some_and(|only| only != machine.plan.generation) {
+                return Ok(());
             }
+            machine.stay_up();
             machine.plan.generation
         };
         self.print(instance, b"\r\nreboot: Restarting system\r\n");

@@ -219,8 +219,8 @@ impl Host for Simulated {
         self.call(Operation::PressPowerButton, || self.press(instance)).await
     }
 
-    async fn reset_machine(&self, instance: &InstanceId) -> Result<(), Error> {
-        self.call(Operation::ResetMachine, || self.reset(instance)).await
+    async fn reboot_machine(&self, instance: &InstanceId, grace: Duration) -> Result<(), Error> {
+        self.call(Operation::RebootMachine, || self.ask_to_reboot(instance, grace)).await
     }
 
     async fn kill_machine(&self, instance: &InstanceId) -> Result<(), Error> {

@@ -26,7 +26,7 @@ pub enum Operation {
     RemoveInterface,
     StartMachine,
     PressPowerButton,
-    ResetMachine,
+    RebootMachine,
     KillMachine,
     RemoveMachine,
     ConsoleOutput,

@@ -7,8 +7,8 @@ use proptest::{
 };
 
 use super::{
-    ButtonPress, FailedStart, Machine, Observed, PRESS_AGAIN_MS, Presence, STARTS_MAX, SeenVolume, Step,
-    backoff_ms, next_step,
+    ButtonPress, FailedStart, Machine, Observed, PRESS_AGAIN_MS, Presence, REBOOT_MARGIN_MS, RebootAsked,
+    STARTS_MAX, SeenVolume, Step, backoff_ms, next_step,
 };
 use crate::{
     Instance,
@@ -31,6 +31,7 @@ struct World {
     interface: bool,
     volumes: BTreeSet<VolumeId>,
     heeds_button: bool,
+    news_get_lost: bool,
     starts_fail: Option<Fault>,
     // What the daemon has in mind, and loses when it dies.
     known: Mind,
@@ -42,6 +43,7 @@ struct Mind {
     interface: Presence,
     volumes: Vec<(VolumeId, Presence)>,
     button: Option<ButtonPress>,
+    reboot: Option<RebootAsked>,
     failed_start: Option<FailedStart>,
 }
 
@@ -61,6 +63,7 @@ enum Event {
     ClockJumps(i64),
     StartsFail(Option<Fault>),
     Deaf(bool),
+    NewsGetLost,
     /// The record is put back from a backup, as it was at launch.
     Restored,
 }
@@ -79,6 +82,7 @@ impl World {
             interface: false,
             volumes: BTreeSet::new(),
             heeds_button: true,
+            news_get_lost: false,
             starts_fail: None,
             known: Mind::default(),
         }
@@ -102,6 +106,7 @@ impl World {
             interface: self.known.interface,
             volumes: volumes.collect(),
             button: self.known.button,
+            reboot: self.known.reboot,
             failed_start: self.known.failed_start.clone(),
         }
     }
@@ -123,10 +128,7 @@ impl World {
                 (self.interface, self.known.interface) = (true, Presence::Present);
             }
             Step::StartMachine => self.start()?,
-            Step::Reset => {
-                prop_assert!(self.runs());
-                self.hear(&News::Rebooted);
-            }
+            Step::Reboot => self.ask_to_reboot()?,
             Step::PressPowerButton => self.press()?,
             Step::KillMachine => {
                 let Machine::Running { generation } = self.machine else {
@@ -152,13 +154,21 @@ impl World {
                 let starts = Machine::Running { generation: instance.generation };
                 prop_assert!(news != News::Started || self.machine == starts, "recorded what was not seen");
                 self.hear(&news);
+                if news == News::Rebooted {
+                    self.known.reboot = None;
+                }
             }
             Step::WaitUntil(time) => {
                 prop_assert!(time > self.now);
                 // However often the clock went back in between.
                 let fades = instance.state == State::Terminated;
-                prop_assert!(fades || time.ms_since(self.now) <= GRACE_MS, "waits for the past");
+                let longest = GRACE_MS + REBOOT_MARGIN_MS;
+                prop_assert!(fades || time.ms_since(self.now) <= longest, "waits for the past");
                 self.now = time;
+                // The time of a guest that does not listen is over.
+                if let Some(reboot) = &mut self.known.reboot {
+                    reboot.done |= !self.news_get_lost;
+                }
             }
             Step::Forget => self.instance = None,
             Step::Done => return Ok(false),
@@ -200,6 +210,18 @@ impl World {
         Ok(())
     }
 
+    fn ask_to_reboot(&mut self) -> Result<(), TestCaseError> {
+        let Machine::Running { generation } = self.machine else {
+            return Err(TestCaseError::fail("asked what does not run to reboot"));
+        };
+        let again = self.known.reboot.is_some_and(|asked| asked.generation == generation);
+        let done = self.heeds_button && !self.news_get_lost;
+        self.known.reboot = Some(RebootAsked { generation, at: self.now, done });
+        // Not for ever.
+        self.news_get_lost &= !again;
+        Ok(())
+    }
+
     fn hear(&mut self, news: &News) {
         if let Some(instance) = &mut self.instance {
             instance.hear(news, self.after_loss, self.now);
@@ -235,6 +257,7 @@ impl World {
             Event::ClockJumps(ms) => self.now = Time::from_unix_ms(self.now.unix_ms() + ms),
             Event::StartsFail(fault) => self.starts_fail = *fault,
             Event::Deaf(deaf) => self.heeds_button = !deaf,
+            Event::NewsGetLost => self.news_get_lost = true,
             Event::Restored => {
                 if let Some(instance) = &mut self.instance {
                     *instance = Instance {
@@ -363,7 +386,7 @@ fn an_undisturbed_life() {
         "EnsureVolume, EnsureVolume, EnsureNetwork, EnsureInterface, StartMachine, Record(Started), Done"
     ]
     .assert_eq(&story(&mut world));
-    expect!["Reset, Done"].assert_eq(&ask(&mut world, Request::Reboot));
+    expect!["Reboot, Record(Rebooted), Done"].assert_eq(&ask(&mut world, Request::Reboot));
     expect!["PressPowerButton, Record(Ended(PoweredOff)), RemoveMachine, RemoveInterface, Done"]
         .assert_eq(&ask(&mut world, Request::Stop));
     expect!["EnsureInterface, StartMachine, Record(Started), Done"]
@@ -371,6 +394,10 @@ fn an_undisturbed_life() {
     world.heeds_button = false;
     expect!["PressPowerButton, Wait 5 s, PressPowerButton, Wait 5 s, PressPowerButton, Wait 5 s, PressPowerButton, Wait 5 s, PressPowerButton, Wait 5 s, PressPowerButton, Wait 5 s, KillMachine, Record(Ended(Killed)), RemoveMachine, RemoveInterface, Done"].assert_eq(&ask(&mut world, Request::Stop));
     ask(&mut world, Request::Start);
+    expect!["Reboot, Wait 40 s, Record(Rebooted), Done"].assert_eq(&ask(&mut world, Request::Reboot));
+    world.news_get_lost = true;
+    expect!["Reboot, Wait 40 s, Reboot, Wait 40 s, Record(Rebooted), Done"]
+        .assert_eq(&ask(&mut world, Request::Reboot));
     expect![
         "KillMachine, RemoveMachine, RemoveInterface, DeleteVolume, Record(Cleared), Wait 3600 s, Forget"
     ]
@@ -481,6 +508,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => prop::sample::select(vec![None, Some(Fault::NoRoom), Some(Fault::Image), Some(Fault::Host)])
             .prop_map(Event::StartsFail),
         1 => any::<bool>().prop_map(Event::Deaf),
+        1 => Just(Event::NewsGetLost),
         1 => Just(Event::Restored),
     ]
 }

@@ -122,6 +122,23 @@ pub struct Metrics {
 pub struct PowerRequest {
     /// What to do.
     pub action: PowerAction,
+    /// With `reboot` only: how long the guest may take, milliseconds in which the machine is not paused; 0 resets it
+    /// at once. Four minutes where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+impl PowerRequest {
+    /// Asks the guest to reboot, and resets it when it takes longer than `grace_ms`.
+    pub fn reboot(grace_ms: u64) -> Self {
+        Self { action: PowerAction::Reboot, grace_ms: Some(grace_ms) }
+    }
+}
+
+impl From<PowerAction> for PowerRequest {
+    fn from(action: PowerAction) -> Self {
+        Self { action, grace_ms: None }
+    }
 }
 
 /// What to do with the power.
@@ -129,14 +146,23 @@ pub struct PowerRequest {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PowerAction {
-    /// Press the ACPI power button: the guest shuts down in its own way, or not at all.
+    /// Press the ACPI power button: the guest shuts down in its own way, or not at all. One that was asked to
+    /// reboot is not any more.
     PowerButton,
+    /// Ask the guest to shut down, by its power button every 5 s, and reset it where it would power off, or when
+    /// it takes too long. Asked again meanwhile, it has no more time than before.
+    Reboot,
     /// Reset at once, as a reset button does.
     Reset,
     /// Cut the power at once.
     PowerOff,
 }
 
+/// How long a guest that is asked to reboot may take where nothing is said, milliseconds: after "a few minutes"
+/// EC2 resets it (`RebootInstances`).
+pub const REBOOT_GRACE_MS: u64 = 4 * 60 * 1000;
+/// A guest that still boots does not hear its power button: it is pressed again after so many milliseconds.
+pub const REBOOT_PRESS_MS: u64 = 5_000;
 /// How many events `GET /events` begins with, at most.
 pub const EVENTS_KEPT: usize = 32;
 

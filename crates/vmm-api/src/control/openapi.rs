@@ -114,10 +114,14 @@ fn events() {}
 #[utoipa::path(get, path = "/metrics", tag = "machine", responses((status = 200, body = Metrics)))]
 fn metrics() {}
 
-/// Presses the power button or the reset button, or cuts the power. Answered at once: the guest takes its time.
+/// Presses the power button or the reset button, has the guest reboot, or cuts the power. Answered at once: the
+/// guest takes its time.
 #[utoipa::path(
     put, path = "/machine/power", tag = "machine", request_body = PowerRequest,
-    responses((status = 204, description = "Done"))
+    responses(
+        (status = 204, description = "Done"),
+        (status = 409, description = "A snapshot of it is being written")
+    )
 )]
 fn power() {}
 

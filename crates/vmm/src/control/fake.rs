@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use ec2vmm_vmm_api::{
     config::{Identity, RateLimit},
     control::{
-        AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction, Problem,
-        ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
+        AttachDisk, AttachNet, Balloon, Booted, Disk, Machine, Metrics, Net, NetLimits, PowerAction,
+        PowerRequest, Problem, ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
     },
 };
 
@@ -17,7 +17,7 @@ use crate::snapshot::Files;
 #[derive(Default)]
 pub struct Fake {
     /// What was done to its power.
-    pub done: Vec<PowerAction>,
+    pub done: Vec<PowerRequest>,
     /// It stands still.
     pub paused: bool,
     /// Snapshots can be taken of it.
@@ -106,11 +106,11 @@ impl Handler for Fake {
         Ok(WorkingSet { pages: 5 })
     }
 
-    fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
-        if action == PowerAction::PowerOff {
+    fn power(&mut self, request: PowerRequest) -> Result<(), Problem> {
+        if request.action == PowerAction::PowerOff {
             return Err(Problem { status: 503, detail: "not now".into(), hint: None });
         }
-        self.done.push(action);
+        self.done.push(request);
         Ok(())
     }
 

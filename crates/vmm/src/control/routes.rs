@@ -57,7 +57,7 @@ pub trait Handler {
     ///
     /// # Errors
     /// What to answer instead of 204.
-    fn power(&mut self, action: PowerAction) -> Result<(), Problem>;
+    fn power(&mut self, request: PowerRequest) -> Result<(), Problem>;
 
     /// Its disks.
     fn disks(&self) -> Vec<Disk>;
@@ -341,8 +341,11 @@ fn snapshot(handler: &mut dyn Handler, asked: Asked<'_>) -> Result<Response, Pro
 }
 
 fn power(handler: &mut dyn Handler, asked: &Asked<'_>) -> Result<Response, Problem> {
-    let PowerRequest { action } = read_json(asked.request)?;
-    handler.power(action)?;
+    let request: PowerRequest = read_json(asked.request)?;
+    if request.grace_ms.is_some() && request.action != PowerAction::Reboot {
+        return Err(problem(400, "grace_ms: only the action `reboot` waits for the guest".into()));
+    }
+    handler.power(request)?;
     Ok(Response::no_content())
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ec2vmm_vmm_api::control::{Machine, PowerAction};
+use ec2vmm_vmm_api::control::{Machine, PowerAction, PowerRequest};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
@@ -143,7 +143,24 @@ fn power_actions_reach_the_machine() {
         let answer = served.talk(put("application/json; charset=utf-8", &body).as_bytes());
         assert_eq!(answer, "HTTP/1.1 204 No Content\r\n\r\n");
     }
-    assert_eq!(served.machine.done, [PowerAction::PowerButton, PowerAction::Reset]);
+    for body in [r#"{"action":"reboot"}"#, r#"{"action":"reboot","grace_ms":1500}"#] {
+        let answer = served.talk(put("application/json", body).as_bytes());
+        assert_eq!(answer, "HTTP/1.1 204 No Content\r\n\r\n");
+    }
+    let done = [
+        PowerAction::PowerButton.into(),
+        PowerAction::Reset.into(),
+        PowerAction::Reboot.into(),
+        PowerRequest::reboot(1500),
+    ];
+    assert_eq!(served.machine.done, done);
+    check_problem(
+        &put("application/json", r#"{"action":"reset","grace_ms":5}"#),
+        &expect![[r#"
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"grace_ms: only the action `reboot` waits for the guest","hint":null}
+    "#]],
+    );
 }
 
 #[test]
@@ -249,16 +266,16 @@ fn wrong_content_is_refused() {
     check_problem(
         &put("application/json", r#"{"action":"explode"}"#),
         &expect![[r#"
-        HTTP/1.1 400 Bad Request
-        {"status":400,"detail":"request body: unknown variant `explode`, expected one of `power_button`, `reset`, `power_off` at line 1 column 19","hint":null}
-    "#]],
+            HTTP/1.1 400 Bad Request
+            {"status":400,"detail":"request body: unknown variant `explode`, expected one of `power_button`, `reboot`, `reset`, `power_off` at line 1 column 19","hint":null}
+        "#]],
     );
     check_problem(
         &put("application/json", r#"{"action":"reset","when":"now"}"#),
         &expect![[r#"
-        HTTP/1.1 400 Bad Request
-        {"status":400,"detail":"request body: unknown field `when`, expected `action` at line 1 column 24","hint":null}
-    "#]],
+            HTTP/1.1 400 Bad Request
+            {"status":400,"detail":"request body: unknown field `when`, expected `action` or `grace_ms` at line 1 column 24","hint":null}
+        "#]],
     );
     check_problem(
         "GET /machine HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
@@ -533,7 +550,7 @@ fn curl_understands_it() {
     let (json, code) = text.split_once('\n').unwrap();
     let told: Machine = serde_json::from_str(json).unwrap();
     assert_eq!((told, code), (machine.machine(), "204"));
-    assert_eq!(machine.done, [PowerAction::PowerButton]);
+    assert_eq!(machine.done, [PowerAction::PowerButton.into()]);
 }
 
 /// Pieces that requests are made of, and some that none is.
@@ -608,7 +625,7 @@ proptest! {
             hear(&mut client, &mut heard);
         }
         prop_assert_eq!(String::from_utf8(heard).unwrap(), whole);
-        prop_assert_eq!(served.machine.done, [PowerAction::Reset]);
+        prop_assert_eq!(served.machine.done, [PowerAction::Reset.into()]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Answers the control socket, for the machine.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use ec2vmm_devices::virtio::{BalloonState, DeviceAnswer, DeviceCommand};
 use ec2vmm_vmm_api::{
@@ -8,7 +8,7 @@ use ec2vmm_vmm_api::{
     config::RateLimit,
     control::{
         AttachDisk, AttachNet, Balloon, Disk, Machine as MachineView, Metrics, Net, NetLimits, PowerAction,
-        Problem, ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
+        PowerRequest, Problem, REBOOT_GRACE_MS, ResizeDisk, SetBalloon, SnapshotRequest, State, WorkingSet,
     },
 };
 
@@ -63,6 +63,14 @@ impl Handler for Answers<'_> {
 
     fn snapshot(&mut self, request: SnapshotRequest, files: Files) -> Result<(), Problem> {
         let (machine, run) = self.changeable()?;
+        if machine.reboot.is_some() {
+            return Err(Problem {
+                hint: Some(
+                    "ask again after the event `reset`; `power_button` and `reset` come first too".into(),
+                ),
+                ..problem(409, "the guest was asked to reboot, and shuts down".into())
+            });
+        }
         machine.begin_snapshot(run, request, files)
     }
 
@@ -83,14 +91,20 @@ impl Handler for Answers<'_> {
         Ok(())
     }
 
-    fn power(&mut self, action: PowerAction) -> Result<(), Problem> {
+    fn power(&mut self, PowerRequest { action, grace_ms }: PowerRequest) -> Result<(), Problem> {
         if action != PowerAction::PowerOff {
             self.machine.check_not_underway()?;
         }
+        let unpressed = |error| problem(500, format!("pressing the power button: {error}"));
         match action {
-            PowerAction::PowerButton => self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(|error| {
-                Problem { status: 500, detail: format!("pressing the power button: {error}"), hint: None }
-            }),
+            PowerAction::PowerButton => {
+                self.machine.reboot = None;
+                self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(unpressed)
+            }
+            PowerAction::Reboot => {
+                let grace = Duration::from_millis(grace_ms.unwrap_or(REBOOT_GRACE_MS));
+                self.machine.ask_to_reboot(self.run, grace).map_err(unpressed)
+            }
             PowerAction::Reset => {
                 self.machine.end_with(End::Reset);
                 Ok(())

@@ -185,6 +185,20 @@ guests! {
         "3: hlt"
         "jmp 3b";
 
+    /// Does not hear the first press of its power button, and powers off at the second.
+    wait_for_two_presses:
+        "mov ecx, 2"
+        "2: mov dx, 0x602"
+        "in al, dx"
+        "test al, 1"
+        "jz 2b"
+        "loop 2b"
+        "mov dx, 0x600"
+        "mov al, 0x34"
+        "out dx, al"
+        "3: hlt"
+        "jmp 3b";
+
     /// Plays the script that lies behind it (`hostile::script`), entry by entry.
     player:
         "cli"

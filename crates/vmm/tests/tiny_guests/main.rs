@@ -17,6 +17,7 @@ mod hot_plug;
 mod machine;
 mod memory;
 mod pause;
+mod power;
 mod reboots;
 mod snapshot;
 mod stuck;
@@ -60,7 +61,10 @@ fn request(machine: &Machine, request: &str) -> String {
 }
 
 fn put_power(machine: &Machine, action: &str) -> String {
-    let body = format!("{{\"action\":\"{action}\"}}");
+    put_power_request(machine, &format!("{{\"action\":\"{action}\"}}"))
+}
+
+fn put_power_request(machine: &Machine, body: &str) -> String {
     let len = body.len();
     request(
         machine,
@@ -266,24 +270,6 @@ fn letting_go_of_the_lifeline_ends_the_machine() {
         machine.lifeline = None;
         assert_eq!(machine.end().0.code(), Some(Exit::Abandoned.code().into()));
     }
-}
-
-#[test]
-fn the_power_button_reaches_the_guest() {
-    let mut machine = Machine::start(guests::wait_for_power_button());
-    machine.wait_for(|event| matches!(event, Event::Running { .. }));
-    assert!(put_power(&machine, "power_button").starts_with("HTTP/1.1 204"));
-    assert_eq!(machine.end().0.code(), Some(0));
-}
-
-#[test]
-fn a_reset_from_outside_reboots() {
-    let mut machine = Machine::start(guests::spin());
-    machine.wait_for(|event| matches!(event, Event::Running { .. }));
-    assert!(put_power(&machine, "reset").starts_with("HTTP/1.1 204"));
-    machine.wait_for(|event| matches!(event, Event::Reset { .. }));
-    machine.wait_for(|event| matches!(event, Event::Running { .. }));
-    assert_eq!(get::<control::Machine>(&machine, "/machine").reboots, 1);
 }
 
 #[test]

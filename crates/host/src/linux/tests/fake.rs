@@ -185,11 +185,11 @@ impl Fake {
                 listeners.push(stream);
             }
             "/machine/power" => {
-                let PowerRequest { action } = serde_json::from_slice(&body).unwrap();
+                let PowerRequest { action, grace_ms: _ } = serde_json::from_slice(&body).unwrap();
                 write!(stream, "HTTP/1.1 204 No Content\r\n\r\n").unwrap();
                 drop(stream);
                 match action {
-                    PowerAction::Reset => {
+                    PowerAction::Reset | PowerAction::Reboot => {
                         self.tell(&Event::Reset { us: 5_000_000 });
                         self.tell(&Event::Running { us: 5_000_500 });
                     }

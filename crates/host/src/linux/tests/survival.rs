@@ -1,7 +1,7 @@
 //! What a daemon leaves that is killed while it starts a machine, or removes one, after every change that it
 //! makes; and how the next one completes or removes it.
 
-use std::{os::unix::process::ExitStatusExt, process::Command};
+use std::{os::unix::process::ExitStatusExt, process::Command, time::Duration};
 
 use super::{Ending, Host, InstanceId, NewsKind, Site, VolumeId, hear, plan};
 use crate::linux::{
@@ -61,7 +61,7 @@ async fn nothing_is_lost_or_left_whenever_the_daemon_is_killed() {
                 match linux.start_machine(&plan).await {
                     Ok(_) => {
                         runs += 1;
-                        linux.reset_machine(&instance).await.unwrap();
+                        linux.reboot_machine(&instance, Duration::ZERO).await.unwrap();
                         linux.kill_machine(&instance).await.unwrap();
                     }
                     Err(error) => assert!(error.to_string().contains("still there"), "{error}"),
