@@ -10,7 +10,7 @@
 //! **Reboot** is in place: same process, devices and addresses. As with `RebootInstances` the guest is asked, and
 //! reset when it takes too long. The machine sees to both by itself, so that a daemon which dies meanwhile is not
 //! missed. The next one does not know that it was asked: it asks again, which changes nothing while the guest
-//! shuts down, and reboots it once more where it had done so already.
+//! shuts down, and reboots it once more where it had done so already. The same comes of news that get lost.
 
 use crate::{
     ids::VolumeId,
@@ -24,7 +24,8 @@ use crate::{
 pub struct Observed {
     /// Now.
     pub now: Time,
-    /// How long a guest may take to shut down after the power button, milliseconds; 0 asks no guest.
+    /// How long a guest may take to shut down after the power button, for whatever reason, milliseconds; 0 asks no
+    /// guest.
     pub grace_ms: u64,
     /// The machine.
     pub machine: Machine,
@@ -100,9 +101,9 @@ pub struct ButtonPress {
 pub struct RebootAsked {
     /// Which.
     pub generation: u64,
-    /// When.
-    pub at: Time,
-    /// It has rebooted since.
+    /// When it said that it will; nothing if it did not answer.
+    pub at: Option<Time>,
+    /// It has rebooted since it was asked.
     pub done: bool,
 }
 
@@ -231,14 +232,16 @@ fn keep(instance: &Instance, seen: &Observed) -> Step {
 
 /// Has a machine that runs reboot.
 fn reboot(seen: &Observed, generation: u64) -> Step {
-    let asked = seen.reboot.filter(|asked| asked.generation == generation);
-    if asked.is_some_and(|asked| asked.done) {
+    let Some(asked) = seen.reboot.filter(|asked| asked.generation == generation) else { return Step::Reboot };
+    if asked.done {
         return Step::Record(News::Rebooted);
     }
-    // One that was asked before a clock went back was so nobody knows how long ago.
-    let Some(asked) = asked.filter(|asked| asked.at <= seen.now) else { return Step::Reboot };
-    let until = asked.at.plus_ms(seen.grace_ms.saturating_add(REBOOT_MARGIN_MS));
-    if seen.now < until { Step::WaitUntil(until) } else { Step::Reboot }
+    let end = |at: Time| at.plus_ms(seen.grace_ms.saturating_add(REBOOT_MARGIN_MS));
+    match asked.at {
+        // In the future it was before a clock went back: nobody knows how long ago.
+        Some(at) if at <= seen.now && seen.now < end(at) => Step::WaitUntil(end(at)),
+        _ => Step::Reboot,
+    }
 }
 
 /// A daemon that was started anew has to serve the network of machines that ran on, too.

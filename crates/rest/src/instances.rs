@@ -169,7 +169,8 @@ async fn stop(State(rest): State<Rest>, Path(id): Path, Query(query): Query<Stop
 
 /// Reboots an instance
 ///
-/// Answers at once. The machine, its addresses and its memory's size stay; its state is running all along.
+/// Answers at once. The guest is asked to shut down, and reset if it takes too long. The machine, its addresses and
+/// its memory's size stay; its state is running all along.
 #[utoipa::path(post, path = "/v1/instances/{instance_id}/reboot", tag = "instances",
     params(("instance_id" = String, Path, pattern = "^i-([0-9a-f]{8}|[0-9a-f]{17})$")),
     responses((status = 202, body = StateChange), (status = 409, body = ec2vmm_rest_api::Problem)))]

@@ -513,6 +513,7 @@ impl Machine {
         for (_, slot) in self.slots.iter_mut() {
             self.event_loop.hold(slot);
         }
+        self.count_reboot();
         self.state = State::Paused;
         self.tell(|us| Event::Paused { us });
         Ok(())
@@ -523,6 +524,7 @@ impl Machine {
         if self.state != State::Paused {
             return;
         }
+        self.resume_reboot();
         self.state = State::Running;
         for (id, slot) in self.slots.iter_mut() {
             self.event_loop.go_on(id, slot);

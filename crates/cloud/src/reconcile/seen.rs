@@ -23,7 +23,7 @@ pub(crate) struct Seen {
     /// A machine was seen to run since the cloud took over.
     pub(crate) ran: bool,
     button: Option<Pressed>,
-    pub(crate) reboot: Option<Rebooting>,
+    reboot: Option<Rebooting>,
     start: Option<Start>,
     failed_start: Option<(u64, u32, Instant, StartFailure)>,
     failed: Option<Failed>,
@@ -39,9 +39,10 @@ struct Pressed {
 
 /// A machine that was asked to reboot.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rebooting {
+struct Rebooting {
     generation: u64,
-    asked: Instant,
+    /// When it said that it will, if it did.
+    asked: Option<Instant>,
     done: bool,
 }
 
@@ -109,7 +110,7 @@ impl Seen {
             }),
             reboot: self.reboot.map(|Rebooting { generation, asked, done }| RebootAsked {
                 generation,
-                at: ago(asked),
+                at: asked.map(ago),
                 done,
             }),
             failed_start: self.failed_start.as_ref().map(|(generation, count, at, failure)| FailedStart {
@@ -182,10 +183,22 @@ impl Seen {
         }
     }
 
-    pub(crate) fn asked_to_reboot(&mut self) {
+    /// A reboot that is heard from now on is the one that it is asked for.
+    pub(crate) fn asks_to_reboot(&mut self) {
         if let Machine::Running { generation } = self.machine {
-            self.reboot = Some(Rebooting { generation, asked: Instant::now(), done: false });
+            self.reboot = Some(Rebooting { generation, asked: None, done: false });
         }
+    }
+
+    /// The machine has said that it will.
+    pub(crate) fn asked_to_reboot(&mut self) {
+        if let Some(reboot) = &mut self.reboot {
+            reboot.asked = Some(Instant::now());
+        }
+    }
+
+    pub(crate) fn forget_reboot(&mut self) {
+        self.reboot = None;
     }
 
     /// A machine has rebooted. True if it was asked to.

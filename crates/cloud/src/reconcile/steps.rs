@@ -49,12 +49,10 @@ impl Inner {
             }
             Step::StartMachine => self.start_machine(stored).await?,
             Step::Reboot => {
-                // First: it may be done, and tell so, before it has answered.
+                // Before: it may be done, and tell so, before it has answered.
+                self.reconcilers.with(id, |entry| entry.seen.asks_to_reboot());
+                self.host.reboot_machine(id, self.config.stop_grace).await?;
                 self.reconcilers.with(id, |entry| entry.seen.asked_to_reboot());
-                if let Err(error) = self.host.reboot_machine(id, self.config.stop_grace).await {
-                    self.reconcilers.with(id, |entry| entry.seen.reboot = None);
-                    return Err(error.into());
-                }
             }
             Step::PressPowerButton => {
                 self.host.press_power_button(id).await?;
@@ -78,9 +76,9 @@ impl Inner {
                 self.saw_volume(id, volume, Presence::Absent);
             }
             Step::Record(news) => {
-                self.record(stored, news.clone()).await?;
-                if *news == News::Rebooted {
-                    self.reconcilers.with(id, |entry| entry.seen.reboot = None);
+                let recorded = self.record(stored, news.clone()).await?;
+                if recorded && *news == News::Rebooted {
+                    self.reconcilers.with(id, |entry| entry.seen.forget_reboot());
                 }
             }
             Step::Forget => {
@@ -211,8 +209,12 @@ impl Inner {
         self.reconcilers.with(id, |entry| entry.seen.volumes.insert(volume.clone(), presence));
     }
 
-    /// Writes what became of the machine, if the record is still the one that was looked at.
-    pub(crate) async fn record(self: &Arc<Self>, stored: &Stored<Instance>, news: News) -> Result<(), Error> {
+    /// Writes what became of the machine, if the record is still the one that was looked at. True if it was.
+    pub(crate) async fn record(
+        self: &Arc<Self>,
+        stored: &Stored<Instance>,
+        news: News,
+    ) -> Result<bool, Error> {
         let after_loss = if self.config.restart_on_boot { AfterLoss::StartAgain } else { AfterLoss::Stop };
         let (id, version, inner) = (stored.id.clone(), stored.version, Arc::clone(self));
         let steps = self.reconcilers.with(&id, |entry| entry.seen.timeline(stored.generation));
@@ -252,10 +254,10 @@ impl Inner {
         };
         let after =
             self.commit(body, |inner, after| after.iter().for_each(|after| inner.follow(after))).await?;
-        if let Some(after) = after {
+        if let Some(after) = &after {
             info!(state = %after.state, "recorded");
         }
-        Ok(())
+        Ok(after.is_some())
     }
 
     /// When a machine was last known to run that went down with the host, while nobody looked.

@@ -22,7 +22,7 @@ use ec2vmm_model::{
 };
 use expect_test::expect;
 
-use crate::world::{World, ids, told};
+use crate::world::{World, ids, tags, told};
 
 #[tokio::test(start_paused = true)]
 async fn a_launch_without_room_is_terminated_and_a_start_returns_to_stopped() {
@@ -273,4 +273,49 @@ async fn a_cloud_that_is_shut_down_changes_nothing() {
         .assert_eq(&told(world.cloud.terminate_instances(&ids(&[&id])).await));
     assert_eq!(told(world.cloud.launch(world.one()).await).split(':').next(), Some("Unavailable"));
     assert!(world.host.plan_of(&world.id(&id)).is_some());
+}
+
+/// Commits wait while the gate is shut.
+#[derive(Default)]
+struct Gate(tokio::sync::Mutex<()>);
+
+#[async_trait::async_trait]
+impl Faults for Gate {
+    async fn before_commit(&self) -> Result<(), ec2vmm_store::Error> {
+        drop(self.0.lock().await);
+        Ok(())
+    }
+
+    async fn after_commit(&self) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_changes_meanwhile_makes_no_second_reboot() {
+    let gate = Arc::new(Gate::default());
+    let config = Config { faults: Some(Arc::clone(&gate) as Arc<dyn Faults>), ..Config::default() };
+    let world = World::with(config, Settings::default()).await;
+    let id = world.running().await;
+    let one = ids(&[&id]);
+    world.settle().await;
+    let reboots = async || {
+        let console = world.cloud.console_output(&id).await.unwrap().bytes;
+        String::from_utf8(console).unwrap().matches("Restarting").count()
+    };
+    world.cloud.reboot_instances(&one).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let shut = gate.0.lock().await;
+    // The tag is written first, and makes the record another than the one that was found rebooted.
+    let tags = tags(&[("a", "b")]);
+    let (tagged, ()) = tokio::join!(world.cloud.create_tags(&one, &tags), async {
+        while reboots().await == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        drop(shut);
+    });
+    tagged.unwrap();
+    world.settle().await;
+    assert_eq!(world.record(&id).await.reboot_requested, None);
+    assert_eq!(reboots().await, 1);
+    world.check();
 }

@@ -139,11 +139,11 @@ async fn a_stop_takes_the_place_of_a_reboot() {
     world.cloud.stop_instances(&one, false).await.unwrap();
     world.settle().await;
     assert_eq!(world.state(&id).await, State::Stopped);
+    let console = world.cloud.console_output(&id).await.unwrap();
+    assert!(!String::from_utf8_lossy(&console.bytes).contains("Restarting"));
     world.cloud.start_instances(&one).await.unwrap();
     world.settle().await;
     assert_eq!(world.state(&id).await, State::Running);
-    let console = world.cloud.console_output(&id).await.unwrap();
-    assert!(!String::from_utf8_lossy(&console.bytes).contains("Restarting"));
     world.check();
 }
 

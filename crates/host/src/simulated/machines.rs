@@ -32,6 +32,8 @@ pub(super) struct Machine {
 struct ShutDown {
     then: Then,
     task: AbortHandle,
+    /// When it has its end whatever the guest does, if it has.
+    forced: Option<Instant>,
 }
 
 /// What comes after a guest has shut down.
@@ -93,18 +95,24 @@ impl Machine {
         self.ended.is_none()
     }
 
-    fn shut_down(&mut self, then: Then, takes: Duration, done: impl FnOnce() + Send + 'static) {
+    fn shut_down(
+        &mut self,
+        then: Then,
+        takes: Duration,
+        forced: Option<Instant>,
+        done: impl FnOnce() + Send + 'static,
+    ) {
         let guest = tokio::spawn(async move {
             tokio::time::sleep(takes).await;
             done();
         });
-        self.shutting_down = Some(ShutDown { then, task: guest.abort_handle() });
+        self.shutting_down = Some(ShutDown { then, task: guest.abort_handle(), forced });
     }
 
-    fn stay_up(&mut self) {
-        if let Some(ShutDown { task, .. }) = self.shutting_down.take() {
-            task.abort();
-        }
+    fn stay_up(&mut self) -> Option<ShutDown> {
+        let shut_down = self.shutting_down.take();
+        shut_down.iter().for_each(|shut_down| shut_down.task.abort());
+        shut_down
     }
 
     /// Names of what it uses alone.
@@ -120,8 +128,9 @@ impl Simulated {
     pub fn guest_ignores_power_button(&self, instance: &InstanceId) {
         if let Some(machine) = self.state().machines.get_mut(instance) {
             machine.guest.power_off_takes = None;
-            if machine.shutting_down.as_ref().is_some_and(|it| it.then == Then::PowerOff) {
-                machine.stay_up();
+            let forced = machine.stay_up().and_then(|shut_down| shut_down.forced);
+            if let Some(forced) = forced {
+                self.reboot_until(machine, instance, forced);
             }
         }
     }
@@ -208,29 +217,38 @@ impl Simulated {
     pub(super) fn press(&self, instance: &InstanceId) -> Result<(), Error> {
         let mut state = self.state();
         let machine = running(&mut state, instance)?;
-        match &machine.shutting_down {
-            Some(ShutDown { then: Then::PowerOff, .. }) => return Ok(()),
-            Some(ShutDown { then: Then::Reboot, .. }) => machine.stay_up(),
-            None => {}
+        if machine.shutting_down.as_ref().is_some_and(|it| it.then == Then::PowerOff) {
+            return Ok(());
         }
+        machine.stay_up();
         let Some(takes) = machine.guest.power_off_takes else { return Ok(()) };
         let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
         let ending = Ending::Told { exit: Exit::PowerOff, failure: None };
-        machine.shut_down(Then::PowerOff, takes, move || host.end(&instance, Some(generation), ending));
+        machine.shut_down(Then::PowerOff, takes, None, move || {
+            host.end(&instance, Some(generation), ending);
+        });
         Ok(())
     }
 
     pub(super) fn ask_to_reboot(&self, instance: &InstanceId, grace: Duration) -> Result<(), Error> {
         let mut state = self.state();
         let machine = running(&mut state, instance)?;
-        if machine.shutting_down.is_some() {
-            return Ok(());
-        }
-        let takes = machine.guest.power_off_takes.map_or(grace, |takes| takes.min(grace));
-        let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
-        // One that has ended meanwhile does not reboot.
-        machine.shut_down(Then::Reboot, takes, move || drop(host.reset(&instance, Some(generation))));
+        let forced = Instant::now() + grace.min(FOR_EVER);
+        let before = machine.shutting_down.as_ref().and_then(|shut_down| shut_down.forced);
+        self.reboot_until(machine, instance, before.map_or(forced, |before| before.min(forced)));
         Ok(())
+    }
+
+    /// A guest that listens takes its time, from now on.
+    fn reboot_until(&self, machine: &mut Machine, instance: &InstanceId, forced: Instant) {
+        let left = forced.saturating_duration_since(Instant::now());
+        let takes = machine.guest.power_off_takes.map_or(left, |takes| takes.min(left));
+        let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
+        machine.stay_up();
+        // One that has ended meanwhile does not reboot.
+        machine.shut_down(Then::Reboot, takes, Some(forced), move || {
+            drop(host.reset(&instance, Some(generation)));
+        });
     }
 
     /// Resets a machine, of this generation if one is given.
@@ -328,3 +346,6 @@ fn running<'a>(state: &'a mut super::State, instance: &InstanceId) -> Result<&'a
         .filter(|machine| machine.runs())
         .ok_or_else(|| Error::NotRunning(instance.clone()))
 }
+
+/// A century.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

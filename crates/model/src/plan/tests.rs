@@ -216,7 +216,7 @@ impl World {
         };
         let again = self.known.reboot.is_some_and(|asked| asked.generation == generation);
         let done = self.heeds_button && !self.news_get_lost;
-        self.known.reboot = Some(RebootAsked { generation, at: self.now, done });
+        self.known.reboot = Some(RebootAsked { generation, at: Some(self.now), done });
         // Not for ever.
         self.news_get_lost &= !again;
         Ok(())
@@ -467,6 +467,25 @@ fn what_is_remembered_of_another_machine_or_time_counts_for_nothing() {
     seen.grace_ms = 0;
     seen.button = None;
     assert_eq!(next_step(&stopping, &seen), Step::KillMachine);
+
+    let mut running = samples::pending();
+    running.state = State::Running;
+    running.reboot_requested = Some(now);
+    (seen.network, seen.interface) = (Presence::Present, Presence::Present);
+    seen.machine = Machine::Running { generation: running.generation };
+    let mut reboot = |generation, at, done| {
+        seen.reboot = Some(RebootAsked { generation, at, done });
+        next_step(&running, &seen)
+    };
+    let generation = running.generation;
+    assert_eq!(reboot(generation, Some(now), false), Step::WaitUntil(now.plus_ms(REBOOT_MARGIN_MS)));
+    assert_eq!(reboot(generation, Some(now.plus_ms(1)), false), Step::Reboot);
+    assert_eq!(reboot(generation, Some(Time::from_unix_ms(0)), false), Step::Reboot);
+    assert_eq!(reboot(generation + 1, Some(now), true), Step::Reboot);
+    assert_eq!(reboot(generation, None, false), Step::Reboot);
+    for at in [None, Some(now), Some(Time::from_unix_ms(0))] {
+        assert_eq!(reboot(generation, at, true), Step::Record(News::Rebooted));
+    }
 
     let mut pending = samples::pending();
     pending.volumes.clear();

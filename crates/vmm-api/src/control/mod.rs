@@ -161,8 +161,6 @@ pub enum PowerAction {
 /// How long a guest that is asked to reboot may take where nothing is said, milliseconds: after "a few minutes"
 /// EC2 resets it (`RebootInstances`).
 pub const REBOOT_GRACE_MS: u64 = 4 * 60 * 1000;
-/// A guest that still boots does not hear its power button: it is pressed again after so many milliseconds.
-pub const REBOOT_PRESS_MS: u64 = 5_000;
 /// How many events `GET /events` begins with, at most.
 pub const EVENTS_KEPT: usize = 32;
 

@@ -150,7 +150,7 @@ fn resume() {}
     post, path = "/machine/snapshot", tag = "machine", request_body = SnapshotRequest,
     responses(
         (status = 200, body = SnapshotTaken, description = "Both files are written, though perhaps not to the disk yet"),
-        (status = 409, description = "There is no snapshot that this could be a difference to, or another one is being written; or the guest has just ended, or the machine before the files were written, which then are no snapshot")
+        (status = 409, description = "There is no snapshot that this could be a difference to, or another one is being written; or the guest was asked to reboot, or has just ended, or the machine before the files were written, which then are no snapshot")
     )
 )]
 fn snapshot() {}

@@ -66,7 +66,7 @@ impl Handler for Answers<'_> {
         if machine.reboot.is_some() {
             return Err(Problem {
                 hint: Some(
-                    "ask again after the event `reset`; `power_button` and `reset` come first too".into(),
+                    "ask again after the event `reset`; the action `reset` brings it about at once".into(),
                 ),
                 ..problem(409, "the guest was asked to reboot, and shuts down".into())
             });
@@ -98,8 +98,9 @@ impl Handler for Answers<'_> {
         let unpressed = |error| problem(500, format!("pressing the power button: {error}"));
         match action {
             PowerAction::PowerButton => {
+                self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(unpressed)?;
                 self.machine.reboot = None;
-                self.run.bus.acpi.raise(acpi::Event::PowerButton).map_err(unpressed)
+                Ok(())
             }
             PowerAction::Reboot => {
                 let grace = Duration::from_millis(grace_ms.unwrap_or(REBOOT_GRACE_MS));

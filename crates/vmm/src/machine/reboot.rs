@@ -10,7 +10,7 @@
 use std::{io, time::Duration};
 
 use ec2vmm_devices::time::{Clock, Timer};
-use ec2vmm_vmm_api::control::{REBOOT_PRESS_MS, State};
+use ec2vmm_vmm_api::control::State;
 
 use super::{End, Machine, Run};
 use crate::x86_64::acpi;
@@ -48,34 +48,48 @@ impl Machine {
         }
         run.bus.acpi.raise(acpi::Event::PowerButton)?;
         self.reboot = Some(Reboot { left, counted_ns: self.reboot_timer.now_ns() });
-        self.reboot_timer.wake_after(left.min(PRESS_AGAIN));
+        self.await_reboot(left);
         Ok(())
     }
 
     /// The timer has rung, maybe for a reboot that nobody wants any more.
     pub(super) fn see_to_reboot(&mut self, run: &Run) {
+        if self.state == State::Paused {
+            return;
+        }
         let Some(left) = self.count_reboot() else { return };
         if left.is_zero() {
             log::warn!("the guest was asked to reboot, and did not in time: it is reset");
             self.end_with(End::Reset);
             return;
         }
-        if self.state == State::Running
-            && let Err(error) = run.bus.acpi.raise(acpi::Event::PowerButton)
-        {
+        if let Err(error) = run.bus.acpi.raise(acpi::Event::PowerButton) {
             log::error!("pressing the power button: {error}");
         }
-        self.reboot_timer.wake_after(left.min(PRESS_AGAIN));
+        self.await_reboot(left);
     }
 
-    fn count_reboot(&mut self) -> Option<Duration> {
+    /// Counts what the guest has left, also before the machine is paused.
+    pub(super) fn count_reboot(&mut self) -> Option<Duration> {
         let now_ns = self.reboot_timer.now_ns();
         Some(self.reboot.as_mut()?.count(self.state == State::Paused, now_ns))
+    }
+
+    /// The machine is about to go on: what the pause has taken is not the guest's.
+    pub(super) fn resume_reboot(&mut self) {
+        if let Some(left) = self.count_reboot() {
+            self.await_reboot(left);
+        }
+    }
+
+    /// A machine that stands still sleeps through the ring.
+    fn await_reboot(&mut self, left: Duration) {
+        self.reboot_timer.wake_after(left.min(PRESS_AGAIN));
     }
 }
 
 /// A guest that still boots does not hear its button.
-const PRESS_AGAIN: Duration = Duration::from_millis(REBOOT_PRESS_MS);
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

@@ -87,6 +87,26 @@ fn who_asks_again_for_less_time_gives_less() {
 }
 
 #[test]
+fn a_pause_takes_no_time_from_the_guest() {
+    let mut machine = start(guests::idle());
+    let uptime_ms = |machine: &Machine| get::<control::Machine>(machine, "/machine").uptime_ms;
+    let put = |machine: &Machine, verb| {
+        let answer = ask(machine, "PUT", &format!("/machine/{verb}"));
+        assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    };
+    let asked_us = uptime_ms(&machine) * 1000;
+    ask_to_reboot(&machine, 300);
+    put(&machine, "pause");
+    let Some(Event::Paused { us: paused_us }) = machine.event() else { panic!("it is paused") };
+    while uptime_ms(&machine) * 1000 < asked_us + 400_000 {}
+    put(&machine, "resume");
+    let Some(Event::Resumed { us: resumed_us }) = machine.event() else { panic!("it goes on") };
+    let Some(Event::Reset { us: reset_us }) = machine.event() else { panic!("it is reset") };
+    let ran_us = paused_us - asked_us + reset_us - resumed_us;
+    assert!(ran_us >= 300_000, "reset after {ran_us} us");
+}
+
+#[test]
 fn a_stop_takes_the_place_of_a_reboot() {
     let machine = start(guests::wait_for_power_button());
     assert!(ask(&machine, "PUT", "/machine/pause").starts_with("HTTP/1.1 204"));

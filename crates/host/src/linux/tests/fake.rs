@@ -185,15 +185,17 @@ impl Fake {
                 listeners.push(stream);
             }
             "/machine/power" => {
-                let PowerRequest { action, grace_ms: _ } = serde_json::from_slice(&body).unwrap();
+                let request: PowerRequest = serde_json::from_slice(&body).unwrap();
                 write!(stream, "HTTP/1.1 204 No Content\r\n\r\n").unwrap();
                 drop(stream);
-                match action {
-                    PowerAction::Reset | PowerAction::Reboot => {
+                match request.action {
+                    PowerAction::Reboot => {
+                        assert_eq!(request, PowerRequest::reboot(1500));
                         self.tell(&Event::Reset { us: 5_000_000 });
                         self.tell(&Event::Running { us: 5_000_500 });
                     }
-                    PowerAction::PowerButton | PowerAction::PowerOff => self.end(Exit::PowerOff, None),
+                    PowerAction::PowerButton => self.end(Exit::PowerOff, None),
+                    PowerAction::Reset | PowerAction::PowerOff => panic!("{request:?}"),
                 }
             }
             other => panic!("{other}"),

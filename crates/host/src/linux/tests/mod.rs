@@ -150,7 +150,7 @@ async fn a_machine_from_its_start_to_its_end() {
     console.read_exact(&mut seen).await.unwrap();
     assert_eq!(&seen, b"HI");
 
-    linux.reboot_machine(&plan.instance, Duration::ZERO).await.unwrap();
+    linux.reboot_machine(&plan.instance, Duration::from_millis(1500)).await.unwrap();
     assert_eq!(hear(&mut news).await, (4, NewsKind::Rebooted));
     assert!(linux.remove_machine(&plan.instance).await.is_err());
     assert!(linux.delete_volume(&plan.volumes[0]).await.is_err());
@@ -234,7 +234,7 @@ async fn the_next_daemon_finds_what_runs() {
     let (linux, _) = site.open("run").await;
     let plan = plan(&linux, 1).await;
     linux.start_machine(&plan).await.unwrap();
-    linux.reboot_machine(&plan.instance, Duration::ZERO).await.unwrap();
+    linux.reboot_machine(&plan.instance, Duration::from_millis(1500)).await.unwrap();
     let pid = site.pid(&plan);
     drop(linux);
     // Not even the number is needed: the group knows.

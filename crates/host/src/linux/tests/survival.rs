@@ -61,7 +61,7 @@ async fn nothing_is_lost_or_left_whenever_the_daemon_is_killed() {
                 match linux.start_machine(&plan).await {
                     Ok(_) => {
                         runs += 1;
-                        linux.reboot_machine(&instance, Duration::ZERO).await.unwrap();
+                        linux.reboot_machine(&instance, Duration::from_millis(1500)).await.unwrap();
                         linux.kill_machine(&instance).await.unwrap();
                     }
                     Err(error) => assert!(error.to_string().contains("still there"), "{error}"),
