@@ -17,7 +17,7 @@ use rustix::{
 use super::{
     input::Input,
     keys::Key,
-    signals::Signals,
+    signals::{HANG_UP, Signals},
     stream::{State, Stream},
 };
 use crate::error::{Error, failed_to};
@@ -88,7 +88,7 @@ impl Attached {
             match self.stdout.state() {
                 State::Open => {}
                 State::Closed => return Ok(Left::OutputClosed),
-                State::HungUp => return Ok(Left::Signal(SIGHUP)),
+                State::HungUp => return Ok(Left::Signal(HANG_UP)),
             }
         }
     }
@@ -151,7 +151,7 @@ impl Attached {
         let Some(input) = &mut self.input else { return Ok(None) };
         let typed = input.read();
         if typed.hung_up {
-            return Ok(Some(Left::Signal(SIGHUP)));
+            return Ok(Some(Left::Signal(HANG_UP)));
         }
         for key in typed.keys {
             match key {
@@ -200,4 +200,3 @@ const HELP: &str = "\r\n\
     The power button is `ec2vmm stop`.\r\n";
 const PATIENCE: Duration = Duration::from_secs(3);
 const PIECE_BYTES: usize = 64 * 1024;
-const SIGHUP: u8 = 1;

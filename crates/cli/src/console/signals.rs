@@ -86,6 +86,9 @@ impl AsFd for Signals {
     }
 }
 
+/// `SIGHUP`, as [`Came::ending`] has it.
+pub(crate) const HANG_UP: u8 = 1;
+
 /// proc(5): bit N - 1 of `SigIgn` is signal N.
 fn ignored(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

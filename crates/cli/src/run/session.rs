@@ -33,7 +33,7 @@ use crate::{
     console::{
         input::Input,
         keys::{HELP, Key},
-        signals::Signals,
+        signals::{HANG_UP, Signals},
         stream::{State, Stream, timespec},
     },
     error::{Error, failed_to},
@@ -158,7 +158,7 @@ impl Session {
             match self.output() {
                 State::Open => {}
                 State::Closed => self.release(Cause::OutputClosed),
-                State::HungUp => self.release(Cause::Signal(SIGHUP)),
+                State::HungUp => self.release(Cause::Signal(HANG_UP)),
             }
         }
         Ok(())
@@ -281,7 +281,7 @@ impl Session {
         match (came.ending, self.cause) {
             (Some(signal), None) => self.release(Cause::Signal(signal)),
             // A terminal that hangs up tells by itself and by signal, in whichever order: one wish, not two.
-            (Some(SIGHUP), Some(Cause::Signal(SIGHUP))) => {}
+            (Some(HANG_UP), Some(Cause::Signal(HANG_UP))) => {}
             (Some(_), Some(_)) => {
                 self.patience = Some(Instant::now());
                 if self.status.is_none() {
@@ -296,7 +296,7 @@ impl Session {
     fn read_input(&mut self) -> Result<(), Error> {
         let typed = self.input.read();
         if typed.hung_up && self.cause.is_none() {
-            self.release(Cause::Signal(SIGHUP));
+            self.release(Cause::Signal(HANG_UP));
         }
         for key in typed.keys {
             match key {
@@ -454,4 +454,3 @@ fn listen<'a>(descriptor: BorrowedFd<'_>, buffer: &'a mut [u8], all_is_there: bo
 /// How long the machine process may take to write back and end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PIECE_BYTES: usize = 64 * 1024;
-const SIGHUP: u8 = 1;
