@@ -2,14 +2,17 @@
 //!
 //! Invariants: a file that a machine writes to is locked for it alone, one that it reads is locked against
 //! writers, so that machines share an image but never corrupt one. The lock is part of the descriptor that
-//! the machine process is handed, so it lasts exactly as long as the machine. What a machine writes to a
-//! throw-away overlay goes to a file without a name, which nothing can leave behind.
+//! the machine process is handed, so it lasts as long as the machine, and as the requests that the kernel still has
+//! to finish for it. What a machine writes to a throw-away overlay goes to a file without a name, which nothing can
+//! leave behind.
 
 use std::{
     fs::File,
     io::{self, Seek},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use ec2vmm_image::{DiskError, ErrorKind, Layer, OpenError};
@@ -270,14 +273,24 @@ fn lock(path: &Path, file: &File, to_write: bool) -> Result<(), Error> {
         true => FlockOperation::NonBlockingLockExclusive,
         false => FlockOperation::NonBlockingLockShared,
     };
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(Error::InUse { path: path.to_owned(), holder: holder(file), to_write }),
-        Err(errno) => Err(Error::Io { path: path.to_owned(), source: errno.into() }),
+    let until = Instant::now() + LEFT_BEHIND_MAX;
+    loop {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(errno) => return Err(Error::Io { path: path.to_owned(), source: errno.into() }),
+        }
+        // The kernel takes down the queues of a machine that has ended (io_uring) a moment after the process is gone,
+        // and with them its last hold on the file.
+        let holder = holder(file);
+        if holder.is_some() || Instant::now() >= until {
+            return Err(Error::InUse { path: path.to_owned(), holder, to_write });
+        }
+        thread::sleep(LOOK_AGAIN);
     }
 }
 
-/// Who holds a lock on a file, as far as the kernel tells.
+/// Who holds a lock on a file, as far as the kernel tells: nobody if that process is gone, or of another namespace.
 fn holder(file: &File) -> Option<Holder> {
     let metadata = file.metadata().ok()?;
     let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
@@ -353,6 +366,9 @@ fn spell(format: ec2vmm_image::Format) -> Format {
 /// What a virtio block device can say (VIRTIO 1.2, 5.2.6.1).
 pub const SERIAL_BYTES_MAX: usize = 20;
 
+/// How long a lock may outlive whoever took it.
+const LEFT_BEHIND_MAX: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// File systems that are memory and nothing else (statfs(2)).
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
@@ -363,6 +379,8 @@ mod tests {
     use std::{
         fs::File,
         path::{Path, PathBuf},
+        process::Command,
+        thread,
     };
 
     use ec2vmm_vmm_api::{
@@ -389,6 +407,45 @@ mod tests {
         }
         drop(writer);
         attempt(&image, Writes::Kept).unwrap();
+    }
+
+    /// A file that is locked by a process which is no more.
+    fn left_behind(image: &Path) -> File {
+        let file = File::open(image).unwrap();
+        let locked =
+            Command::new("flock").args(["--exclusive", "0"]).stdin(file.try_clone().unwrap()).status();
+        assert!(locked.unwrap().success());
+        file
+    }
+
+    #[test]
+    fn what_a_machine_that_has_ended_still_holds_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path());
+        let held = left_behind(&image);
+        let open_files = {
+            let image = image.clone();
+            move || {
+                let all = std::fs::read_dir("/proc/self/fd").unwrap();
+                all.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|it| it == image))
+                    .count()
+            }
+        };
+        let freed = thread::spawn(move || {
+            while open_files() < 2 {}
+            drop(held);
+        });
+        attempt(&image, Writes::Kept).unwrap();
+        freed.join().unwrap();
+    }
+
+    #[test]
+    fn but_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path());
+        let _held = left_behind(&image);
+        let error = attempt(&image, Writes::Refused).unwrap_err();
+        assert!(error.to_string().ends_with("is in use by another machine"), "{error}");
     }
 
     #[test]
