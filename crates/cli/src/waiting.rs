@@ -178,18 +178,18 @@ impl Wait<'_> {
     fn has_arrived(&mut self, instance: &Instance) -> Result<bool, Error> {
         let id = &instance.instance_id;
         let before = self.seen.insert(id.clone(), instance.clone());
-        if before.as_ref().is_none_or(|before| before.state != instance.state) {
-            self.progress.moves(id, instance.state);
+        let now = word(self.goal, instance);
+        if before.as_ref().is_none_or(|before| word(self.goal, before) != now) {
+            self.progress.moves(id, now);
         }
         match verdict(self.goal, before.as_ref(), instance) {
             Verdict::Arrived => {
-                let rebooted = self.goal == Goal::Rebooted;
-                self.progress.ends(id, if rebooted { "rebooted" } else { state_name(instance.state) });
+                self.progress.ends(id, now);
                 Ok(true)
             }
             Verdict::OnItsWay => Ok(false),
             Verdict::Astray(why) => {
-                self.progress.ends(id, state_name(instance.state));
+                self.progress.ends(id, now);
                 Err(Error::astray(Trouble::State, why)
                     .hint(format!("`ec2vmm events {id}` and `ec2vmm console {id}` tell more")))
             }
@@ -242,6 +242,15 @@ fn verdict(goal: Goal, before: Option<&Instance>, now: &Instance) -> Verdict {
         (Goal::Running | Goal::Started, Pending | Stopping | Stopped)
         | (Goal::Stopped, Pending | Running | Stopping)
         | (Goal::Terminated, _) => Verdict::OnItsWay,
+    }
+}
+
+/// How far it is, for people.
+fn word(goal: Goal, now: &Instance) -> &'static str {
+    match (goal, now.state, now.reboot_requested_time) {
+        (Goal::Rebooted, InstanceState::Running, Some(_)) => "rebooting",
+        (Goal::Rebooted, InstanceState::Running, None) => "rebooted",
+        (_, state, _) => state_name(state),
     }
 }
 

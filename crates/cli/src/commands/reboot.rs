@@ -9,7 +9,8 @@ use crate::{
 
 /// Reboot instances
 ///
-/// Same machine process, addresses and disks. --wait stays until it is done.
+/// The guest is asked to shut down, and reset if it takes too long. Same machine process, addresses and disks. --wait
+/// stays until it has been reset.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Reboot {
     #[command(flatten)]

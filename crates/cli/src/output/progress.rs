@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ec2vmm_rest_api::InstanceState;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::printable;
@@ -38,16 +37,16 @@ impl Progress {
         Self { begun: Instant::now(), display }
     }
 
-    /// An instance is in this state now.
-    pub(crate) fn moves(&self, id: &str, state: InstanceState) {
+    /// An instance has come this far.
+    pub(crate) fn moves(&self, id: &str, how: &'static str) {
         match &self.display {
             Display::Each(bars) => {
                 if let Some(bar) = bars.get(id) {
-                    bar.set_message(super::state_name(state));
+                    bar.set_message(how);
                 }
             }
             Display::Together(_) => {}
-            Display::Plain => say(&format!("{id}: {} after {}", super::state_name(state), self.elapsed())),
+            Display::Plain => say(&format!("{id}: {how} after {}", self.elapsed())),
         }
     }
 

@@ -24,7 +24,9 @@ fn a_day() {
     assert!(!does("ls --filter tag:team=b").contains(&id));
     assert!(does("show web").contains("ssh debian@172.31."));
     assert!(does("console web").contains("Linux"));
-    does("reboot web --wait");
+    let rebooted = host.command("reboot web --wait").output().unwrap();
+    let told = String::from_utf8(rebooted.stderr).unwrap();
+    assert!(rebooted.status.success() && told.contains(&format!("{id}: rebooted after")), "{told}");
     assert!(does("events web").contains("rebooted"));
     assert!(does("events web --timeline").contains("STEP"));
     assert!(does("top --once --interval 10ms").contains(&id));

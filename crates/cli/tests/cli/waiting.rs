@@ -145,7 +145,8 @@ fn a_reboot() {
           }
         ]
         -- stderr
-        i-10000000000000000: running after TIME
+        i-10000000000000000: rebooting after TIME
+        i-10000000000000000: rebooted after TIME
     "#]]);
 }
 
