@@ -342,6 +342,8 @@ fn event_of(found: &Stored<LoggedEvent>) -> Event {
     }
 }
 
+/// What is said of a machine that has rebooted.
+pub(crate) const BOOTS_AGAIN: &str = "the machine boots again";
 /// More than any transaction writes: a launch writes one for each instance.
 const EVENTS_PER_TRANSACTION: u64 = 4_096;
 /// The most that one request can list.

@@ -22,10 +22,12 @@ pub(crate) async fn follow(cloud: Arc<Inner>, mut told: broadcast::Receiver<News
                     cloud.wake(&instance);
                 }
                 NewsKind::Rebooted => {
+                    // One that it was asked for is told when it is recorded: who hears of it finds it done.
                     if cloud.reconcilers.rebooted(&instance, generation) {
                         cloud.wake(&instance);
+                    } else {
+                        guests.report(&cloud, instance, events::EventKind::Rebooted, events::BOOTS_AGAIN);
                     }
-                    guests.report(&cloud, instance, events::EventKind::Rebooted, "the machine boots again");
                 }
                 NewsKind::Panicked => {
                     guests.report(

@@ -239,15 +239,12 @@ impl Inner {
             if after.state == State::Terminated {
                 detach(transaction, &after, now)?;
             }
-            let ended = matches!(news, News::Ended(_)).then(|| events::Entry {
-                instance: Some(after.id.clone()),
-                kind: EventKind::MachineEnded,
-                message: format!("the machine ended: {}", in_words(&news)),
-            });
+            let instance = Some(after.id.clone());
+            let told = told(&news).map(|(kind, message)| events::Entry { instance, kind, message });
             inner.log.write(
                 transaction,
                 now,
-                ended.into_iter().chain(record::state_event(&before, &after)),
+                told.into_iter().chain(record::state_event(&before, &after)),
             )?;
             let until = lost.map_or(now, |lost| lost.min(now));
             Ok(Some(record::write(transaction, &before, after, until)?))
@@ -366,13 +363,18 @@ fn detach(transaction: &mut Transaction<'_>, instance: &Instance, now: Time) -> 
     Ok(())
 }
 
-fn in_words(news: &News) -> String {
+/// What is told of the news itself, beside the state that it leads to.
+fn told(news: &News) -> Option<(EventKind, String)> {
+    let ended = |how: &str| Some((EventKind::MachineEnded, format!("the machine ended: {how}")));
     match news {
-        News::Ended(End::PoweredOff) => "it was powered off".to_owned(),
-        News::Ended(End::Failed { detail }) => detail.chars().take(EVENT_CHARS_MAX).collect(),
-        News::Ended(End::Killed) => "it was killed".to_owned(),
-        News::Ended(End::Vanished) => "there is no trace of it".to_owned(),
-        News::Started | News::StartFailed(_) | News::Rebooted | News::Cleared => String::new(),
+        News::Ended(End::PoweredOff) => ended("it was powered off"),
+        News::Ended(End::Failed { detail }) => {
+            ended(&detail.chars().take(EVENT_CHARS_MAX).collect::<String>())
+        }
+        News::Ended(End::Killed) => ended("it was killed"),
+        News::Ended(End::Vanished) => ended("there is no trace of it"),
+        News::Rebooted => Some((EventKind::Rebooted, events::BOOTS_AGAIN.to_owned())),
+        News::Started | News::StartFailed(_) | News::Cleared => None,
     }
 }
 
