@@ -273,18 +273,27 @@ fn lock(path: &Path, file: &File, to_write: bool) -> Result<(), Error> {
         true => FlockOperation::NonBlockingLockExclusive,
         false => FlockOperation::NonBlockingLockShared,
     };
-    let until = Instant::now() + LEFT_BEHIND_MAX;
+    let in_use = |holder| Error::InUse { path: path.to_owned(), holder, to_write };
+    let locked = once_free(LEFT_BEHIND_MAX, || match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(Some(())),
+        // Who is there yet is not waited for.
+        Err(Errno::WOULDBLOCK) => holder(file).map_or(Ok(None), |holder| Err(in_use(Some(holder)))),
+        Err(errno) => Err(Error::Io { path: path.to_owned(), source: errno.into() }),
+    });
+    locked?.ok_or_else(|| in_use(None))
+}
+
+/// Tries until it works, or `patience` is over. The kernel takes down the queues of a machine that has ended
+/// (io_uring) a moment after the process is gone, and with them its last hold on a disk.
+pub(crate) fn once_free<T, E>(
+    patience: Duration,
+    mut attempt: impl FnMut() -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
+    let deadline = Instant::now() + patience;
     loop {
-        match rustix::fs::flock(file, operation) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) => {}
-            Err(errno) => return Err(Error::Io { path: path.to_owned(), source: errno.into() }),
-        }
-        // The kernel takes down the queues of a machine that has ended (io_uring) a moment after the process is gone,
-        // and with them its last hold on the file.
-        let holder = holder(file);
-        if holder.is_some() || Instant::now() >= until {
-            return Err(Error::InUse { path: path.to_owned(), holder, to_write });
+        let done = attempt()?;
+        if done.is_some() || Instant::now() >= deadline {
+            return Ok(done);
         }
         thread::sleep(LOOK_AGAIN);
     }

@@ -482,14 +482,12 @@ impl Machine {
                     Some("the console shows the kernel's last words"),
                 ));
             }
-            Notice::VcpuEnded { end } => {
-                match vcpu_ended(end) {
-                    // What it was asked to shut down for.
-                    Some(End::Exit(Exit::PowerOff, _)) if self.reboot.is_some() => self.end_with(End::Reset),
-                    Some(end) => self.end_with(end),
-                    None => {}
-                }
-            }
+            Notice::VcpuEnded { end } => match vcpu_ended(end) {
+                // What it was asked to shut down for.
+                Some(End::Exit(Exit::PowerOff, _)) if self.reboot.is_some() => self.end_with(End::Reset),
+                Some(end) => self.end_with(end),
+                None => {}
+            },
         }
     }
 

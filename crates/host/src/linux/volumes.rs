@@ -8,7 +8,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use ec2vmm_image::Format;
@@ -103,12 +103,13 @@ impl Volumes {
         // may be gone already.
         let failed = || system(format!("taking volume {id} away"));
         let file = File::open(path).map_err(failed())?;
-        let free =
-            self.once_free(|| match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let free = disks::once_free(self.patience, || {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => Ok(Some(())),
                 Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
                 Err(error) => Err(failed()(error.into())),
-            });
+            }
+        });
         free?.ok_or_else(|| other(format!("volume {id} is in use by a machine")))
     }
 
@@ -163,7 +164,7 @@ impl Volumes {
             queues: None,
             rate_limit: config::RateLimit::default(),
         };
-        let opened = self.once_free(|| match disks::open(&wanted, &self.folder) {
+        let opened = disks::once_free(self.patience, || match disks::open(&wanted, &self.folder) {
             Ok(disk) => Ok(Some(disk)),
             Err(disks::Error::InUse { .. }) => Ok(None),
             Err(error) => Err(match explain(&error) {
@@ -176,22 +177,6 @@ impl Volumes {
             message: format!("volume {id} or the image beneath it is in use"),
             hint: Some(format!("`lslocks` shows who has {}", path.display())),
         })
-    }
-
-    /// Tries until it works. The kernel takes down the queues of a machine that has ended (io_uring) a moment
-    /// after the process is gone, and with them its last hold on the volume.
-    fn once_free<T>(
-        &self,
-        mut attempt: impl FnMut() -> Result<Option<T>, Error>,
-    ) -> Result<Option<T>, Error> {
-        let deadline = Instant::now() + self.patience;
-        loop {
-            let done = attempt()?;
-            if done.is_some() || Instant::now() >= deadline {
-                return Ok(done);
-            }
-            std::thread::sleep(PAUSE);
-        }
     }
 }
 
@@ -258,7 +243,6 @@ const ASIDE_S: u64 = 7 * 24 * 60 * 60;
 const LAYERS_MAX: usize = 2;
 const SECTOR_BYTES: u64 = 512;
 const PATIENCE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(5);
 const RAW: &str = ".raw";
 const QCOW2: &str = ".qcow2";
 const NEW: &str = ".new";

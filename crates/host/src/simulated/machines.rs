@@ -30,17 +30,9 @@ pub(super) struct Machine {
 
 /// A guest that shuts down.
 struct ShutDown {
-    then: Then,
     task: AbortHandle,
-    /// When it has its end whatever the guest does, if it has.
-    forced: Option<Instant>,
-}
-
-/// What comes after a guest has shut down.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Then {
-    PowerOff,
-    Reboot,
+    /// When it is reset at the latest, if it is to reboot; else it powers off.
+    reset_by: Option<Instant>,
 }
 
 /// How a guest behaves.
@@ -97,16 +89,15 @@ impl Machine {
 
     fn shut_down(
         &mut self,
-        then: Then,
         takes: Duration,
-        forced: Option<Instant>,
+        reset_by: Option<Instant>,
         done: impl FnOnce() + Send + 'static,
     ) {
         let guest = tokio::spawn(async move {
             tokio::time::sleep(takes).await;
             done();
         });
-        self.shutting_down = Some(ShutDown { then, task: guest.abort_handle(), forced });
+        self.shutting_down = Some(ShutDown { task: guest.abort_handle(), reset_by });
     }
 
     fn stay_up(&mut self) -> Option<ShutDown> {
@@ -128,9 +119,9 @@ impl Simulated {
     pub fn guest_ignores_power_button(&self, instance: &InstanceId) {
         if let Some(machine) = self.state().machines.get_mut(instance) {
             machine.guest.power_off_takes = None;
-            let forced = machine.stay_up().and_then(|shut_down| shut_down.forced);
-            if let Some(forced) = forced {
-                self.reboot_until(machine, instance, forced);
+            let reset_by = machine.stay_up().and_then(|shut_down| shut_down.reset_by);
+            if let Some(reset_by) = reset_by {
+                self.reboot_by(machine, instance, reset_by);
             }
         }
     }
@@ -217,14 +208,14 @@ impl Simulated {
     pub(super) fn press(&self, instance: &InstanceId) -> Result<(), Error> {
         let mut state = self.state();
         let machine = running(&mut state, instance)?;
-        if machine.shutting_down.as_ref().is_some_and(|it| it.then == Then::PowerOff) {
+        if machine.shutting_down.as_ref().is_some_and(|it| it.reset_by.is_none()) {
             return Ok(());
         }
         machine.stay_up();
         let Some(takes) = machine.guest.power_off_takes else { return Ok(()) };
         let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
         let ending = Ending::Told { exit: Exit::PowerOff, failure: None };
-        machine.shut_down(Then::PowerOff, takes, None, move || {
+        machine.shut_down(takes, None, move || {
             host.end(&instance, Some(generation), ending);
         });
         Ok(())
@@ -233,20 +224,20 @@ impl Simulated {
     pub(super) fn ask_to_reboot(&self, instance: &InstanceId, grace: Duration) -> Result<(), Error> {
         let mut state = self.state();
         let machine = running(&mut state, instance)?;
-        let forced = Instant::now() + grace.min(FOR_EVER);
-        let before = machine.shutting_down.as_ref().and_then(|shut_down| shut_down.forced);
-        self.reboot_until(machine, instance, before.map_or(forced, |before| before.min(forced)));
+        let reset_by = Instant::now() + grace.min(FOR_EVER);
+        let before = machine.shutting_down.as_ref().and_then(|shut_down| shut_down.reset_by);
+        self.reboot_by(machine, instance, before.map_or(reset_by, |before| before.min(reset_by)));
         Ok(())
     }
 
     /// A guest that listens takes its time, from now on.
-    fn reboot_until(&self, machine: &mut Machine, instance: &InstanceId, forced: Instant) {
-        let left = forced.saturating_duration_since(Instant::now());
+    fn reboot_by(&self, machine: &mut Machine, instance: &InstanceId, reset_by: Instant) {
+        let left = reset_by.saturating_duration_since(Instant::now());
         let takes = machine.guest.power_off_takes.map_or(left, |takes| takes.min(left));
         let (host, instance, generation) = (self.clone(), instance.clone(), machine.plan.generation);
         machine.stay_up();
         // One that has ended meanwhile does not reboot.
-        machine.shut_down(Then::Reboot, takes, Some(forced), move || {
+        machine.shut_down(takes, Some(reset_by), move || {
             drop(host.reset(&instance, Some(generation)));
         });
     }
@@ -255,10 +246,7 @@ impl Simulated {
     fn reset(&self, instance: &InstanceId, only: Option<u64>) -> Result<(), Error> {
         let generation = {
             let mut state = self.state();
-            let machine = running(&mut state, instance)?;
-            if only.is_some_and(|only| only != machine.plan.generation) {
-                return Ok(());
-            }
+            let machine = running_as(&mut state, instance, only)?;
             machine.stay_up();
             machine.plan.generation
         };
@@ -311,10 +299,7 @@ impl Simulated {
     fn end(&self, instance: &InstanceId, only: Option<u64>, ending: Ending) {
         let generation = {
             let mut state = self.state();
-            let Ok(machine) = running(&mut state, instance) else { return };
-            if only.is_some_and(|only| only != machine.plan.generation) {
-                return;
-            }
+            let Ok(machine) = running_as(&mut state, instance, only) else { return };
             machine.ended = Some(ending.clone());
             machine.lines.abort_all();
             let generation = machine.plan.generation;
@@ -340,10 +325,19 @@ impl Simulated {
 }
 
 fn running<'a>(state: &'a mut super::State, instance: &InstanceId) -> Result<&'a mut Machine, Error> {
+    running_as(state, instance, None)
+}
+
+/// The machine, of this generation if one is given.
+fn running_as<'a>(
+    state: &'a mut super::State,
+    instance: &InstanceId,
+    only: Option<u64>,
+) -> Result<&'a mut Machine, Error> {
     state
         .machines
         .get_mut(instance)
-        .filter(|machine| machine.runs())
+        .filter(|machine| machine.runs() && only.is_none_or(|only| only == machine.plan.generation))
         .ok_or_else(|| Error::NotRunning(instance.clone()))
 }
 

@@ -266,16 +266,16 @@ fn wrong_content_is_refused() {
     check_problem(
         &put("application/json", r#"{"action":"explode"}"#),
         &expect![[r#"
-            HTTP/1.1 400 Bad Request
-            {"status":400,"detail":"request body: unknown variant `explode`, expected one of `power_button`, `reboot`, `reset`, `power_off` at line 1 column 19","hint":null}
-        "#]],
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"request body: unknown variant `explode`, expected one of `power_button`, `reboot`, `reset`, `power_off` at line 1 column 19","hint":null}
+    "#]],
     );
     check_problem(
         &put("application/json", r#"{"action":"reset","when":"now"}"#),
         &expect![[r#"
-            HTTP/1.1 400 Bad Request
-            {"status":400,"detail":"request body: unknown field `when`, expected `action` or `grace_ms` at line 1 column 24","hint":null}
-        "#]],
+        HTTP/1.1 400 Bad Request
+        {"status":400,"detail":"request body: unknown field `when`, expected `action` or `grace_ms` at line 1 column 24","hint":null}
+    "#]],
     );
     check_problem(
         "GET /machine HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",

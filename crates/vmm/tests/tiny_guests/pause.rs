@@ -13,7 +13,7 @@ use crate::{
     put_power,
 };
 
-fn put(machine: &Machine, path: &str) {
+pub(crate) fn put(machine: &Machine, path: &str) {
     let answer = ask(machine, "PUT", path);
     assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
 }
